@@ -1,0 +1,1 @@
+//! The x86-64 PC as Linux expects it: memory layout, boot protocols, tables, CPUID, kernel files.

@@ -1,0 +1,1 @@
+//! The host: cgroup layouts, mounts, /proc, the terminal.

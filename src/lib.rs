@@ -1,0 +1,11 @@
+//! Tandem: a lightweight virtual machine monitor on KVM.
+//!
+//! The rooms, from the top down; each may use those below it: `cli`, `machine`, `devices`, `arch`, `hypervisor`,
+//! `workload`, `milestone`, `host`. See `docs/architecture.md`.
+
+pub mod arch;
+pub mod devices;
+pub mod host;
+pub mod hypervisor;
+pub mod milestone;
+pub mod workload;

@@ -1,0 +1,3 @@
+//! Milestones: names, stamps and the probe protocol.
+
+pub mod probe;

@@ -1,0 +1,4 @@
+//! What is run, the same as a VM and as a container: root file system, command, environment; archive formats.
+
+pub mod channel;
+pub mod manifest;

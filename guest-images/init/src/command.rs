@@ -1,12 +1,14 @@
 //! The command: a child whose standard streams go over the channel.
 
 use std::collections::VecDeque;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{ChildStdin, Command, Stdio};
 
+use crate::applets;
 use crate::channel::Kind;
 use crate::config::Config;
 use crate::frames::{Assembler, Frame, push};
@@ -35,7 +37,7 @@ pub enum Outcome {
 }
 
 /// Prepares a command as a process of its own: session, signals, and none of init's privileges.
-pub fn prepare(config: &Config, program: &std::ffi::OsStr, reporter: Reporter) -> Command {
+pub fn prepare(config: &Config, program: &OsStr, reporter: Reporter) -> Command {
     let mut command = Command::new(program);
     command.env_clear().envs(config.env.iter().map(|(name, value)| (name, value))).current_dir(&config.cwd);
     // SAFETY: the closure makes system calls only, as is required between fork and exec.
@@ -56,8 +58,11 @@ pub fn prepare(config: &Config, program: &std::ffi::OsStr, reporter: Reporter) -
 /// Runs the configured command to its end. All its output has left the machine when this returns.
 pub fn run(config: &Config, reporter: Reporter, signals: &Signals) -> io::Result<Outcome> {
     let Some((program, args)) = config.args.split_first() else { return Ok(Outcome::Exited(0)) };
-    let mut command = prepare(config, program, reporter);
-    command.args(args);
+    let mut command = match applets::is_unlinked(program, config.search_path()) {
+        true => prepare(config, OsStr::new(applets::BUSYBOX), reporter),
+        false => prepare(config, program, reporter),
+    };
+    command.arg0(program).args(args);
     let Some(path) = &config.channel else { return Ok(run_on_console(command, signals)) };
 
     let channel = terminal::open(path)?;

@@ -79,6 +79,11 @@ impl Config {
         config
     }
 
+    /// The search path for executables.
+    pub fn search_path(&self) -> &OsStr {
+        self.env.iter().find(|(name, _)| name == "PATH").map_or(OsStr::new(DEFAULT_PATH), |(_, value)| value)
+    }
+
     fn default_variable(&mut self, name: &str, value: &str) {
         if !self.env.iter().any(|(n, _)| n == name) {
             self.env.push((name.into(), value.into()));
@@ -122,6 +127,7 @@ mod tests {
         assert_eq!(config.env[1], ("PATH".into(), "/x".into()));
         assert_eq!(config.env[2], ("HOME".into(), DEFAULT_HOME.into()));
         assert_eq!(config.env.len(), 3);
+        assert_eq!(config.search_path(), "/x");
         assert_eq!(config.cwd, PathBuf::from("/tmp"));
         assert_eq!(config.channel, Some(PathBuf::from("/dev/ttyS1")));
         assert!(!config.console_is_tty);

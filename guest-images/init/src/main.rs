@@ -5,6 +5,7 @@
 #![cfg_attr(not(test), no_main)]
 #![cfg_attr(test, allow(dead_code))]
 
+mod applets;
 #[allow(dead_code)]
 #[path = "../../../src/workload/channel.rs"]
 mod channel;
@@ -51,6 +52,7 @@ pub extern "C" fn main(_argc: libc::c_int, _argv: *const *const libc::c_char) ->
 fn run(reporter: Reporter) -> io::Result<std::convert::Infallible> {
     let signals = Signals::open()?;
     system::mount_all();
+    applets::link();
     open_standard_streams();
     // SAFETY: plain system call. Ctrl-Alt-Del is to send SIGINT instead of a reset at once.
     unsafe { libc::reboot(libc::RB_DISABLE_CAD) };

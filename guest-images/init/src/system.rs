@@ -5,6 +5,7 @@ use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::probe::Code;
@@ -77,7 +78,7 @@ pub fn mount_all() {
 /// A directory is a mount point if its parent is on another device.
 fn is_mount_point(path: &CStr) -> bool {
     use std::os::unix::fs::MetadataExt;
-    let path = std::path::Path::new(OsStr::from_bytes(path.to_bytes()));
+    let path = Path::new(OsStr::from_bytes(path.to_bytes()));
     let device = |path| fs::metadata(path).ok().map(|m| m.dev());
     path.parent().is_some_and(|parent| device(path) != device(parent))
 }

@@ -7,5 +7,6 @@ pub mod arch;
 pub mod devices;
 pub mod host;
 pub mod hypervisor;
+pub mod machine;
 pub mod milestone;
 pub mod workload;

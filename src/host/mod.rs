@@ -7,4 +7,3 @@ pub mod mountinfo;
 pub mod paths;
 pub mod runtimes;
 pub mod terminal;
-pub mod time;

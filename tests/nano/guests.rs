@@ -247,6 +247,7 @@ pub fn second_processor() -> Asm {
         .edi(TRAMPOLINE)
         .ecx(trampoline.len() as u32)
         .bytes(&[0xf3, 0xa4]) // rep movsb
+        .memory_write(LAPIC + 0xf0, Long, 0x1ff) // enabled: KVM sends nothing from an APIC that is switched off
         .memory_write(LAPIC + 0x310, Long, 1 << 24) // to local APIC 1
         .memory_write(LAPIC + 0x300, Long, 0x4500) // INIT
         .memory_write(LAPIC + 0x300, Long, 0x4600 | TRAMPOLINE >> 12) // start-up

@@ -1,6 +1,8 @@
 //! Nano-guests on the real KVM through the ordinary `tandem run`: one for each way in which a guest can leave the
 //! processor or end the machine, each in milliseconds. `TANDEM_BIN` names another binary than the one just built.
 
+#![allow(clippy::expect_used, reason = "helpers of tests; clippy exempts only test functions")]
+
 mod asm;
 mod guests;
 mod harness;

@@ -12,3 +12,4 @@ mod pvh;
 pub mod registers;
 pub mod tables;
 mod zero_page;
+pub mod kernel;

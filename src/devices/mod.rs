@@ -15,6 +15,7 @@ pub mod power;
 pub mod probe;
 pub mod pvpanic;
 pub mod rtc;
+pub mod serial;
 
 /// By which register the guest asked for power-off or reset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,7 +71,7 @@ mod tests {
 
     use super::bus::{BusDevice, MmioBus, PortBus, Slot};
     use super::*;
-    use crate::hypervisor::{Msi, PortData};
+    use crate::hypervisor::{InterruptLine, Msi, PortData};
 
     /// Keeps the events it is told.
     #[derive(Default)]
@@ -91,6 +92,10 @@ mod tests {
 
     struct Unconnected;
 
+    impl InterruptLine for Unconnected {
+        fn trigger(&self) {}
+    }
+
     impl ioapic::MsiRouter for Unconnected {
         fn set_route(&self, gsi: u32, _msi: Option<Msi>) {
             assert!(gsi < 24);
@@ -103,7 +108,13 @@ mod tests {
             len: len.into(),
             device,
         };
+        let uart = |name, output| {
+            let line = Box::new(Unconnected);
+            Arc::new(serial::Serial::new(name, serial::State::default(), output, line).unwrap())
+        };
         PortBus::new(vec![
+            slot(0x3f8, 8, uart("COM1", serial::Overflow::Wait)),
+            slot(0x2f8, 8, uart("COM2", serial::Overflow::DropOldest)),
             slot(i8042::PORT, 1, Arc::new(i8042::I8042::new(events.clone()))),
             slot(rtc::PORT, rtc::PORT_LEN, Arc::new(rtc::Rtc::new(rtc::State::default()))),
             slot(power::SLEEP_PORT, power::SLEEP_PORT_LEN, Arc::new(power::AcpiPower::new(events.clone()))),

@@ -40,6 +40,8 @@ macro_rules! nano {
 nano! {
     hello: guests::hello(), [] => POWERED_OFF, "hi\n", [];
     entry_state: guests::entry_state(), [] => POWERED_OFF, "ok\n", [];
+    pvh_entry: guests::pvh_entry(), [] => POWERED_OFF, "ok\n", [];
+    memory_above_4_gib: guests::memory_above_4_gib(), ["--memory", "4G"] => POWERED_OFF, "ok\n", [];
     port_in: guests::port_in(), [] => POWERED_OFF, "ok\n", [];
     port_widths: guests::port_widths(), [] => POWERED_OFF, "ok\n", [];
     string_out: guests::string_out(b"one\ntwo\n"), [] => POWERED_OFF, "one\ntwo\n", [];
@@ -60,6 +62,7 @@ nano! {
 
     dead_halt: guests::dead_halt(), [] => HALTED, "x", ["halt", "RIP"];
     dead_halt_of_two: guests::dead_halt(), ["--cpus", "2"] => HALTED, "x", ["halt", "RIP"];
+    dead_halt_of_both: guests::dead_halt_of_both(), ["--cpus", "2"] => HALTED, "2", ["halt", "RIP"];
     triple_fault: guests::triple_fault(), [] => TRIPLE_FAULT, "", ["triple fault", "vCPU 0", "RIP", "CPL 0"];
     lost_page_tables: guests::lost_page_tables(), [] => TRIPLE_FAULT, "", ["triple fault", "vCPU 0", "RIP"];
     unknown_instruction: guests::unknown_instruction(), []

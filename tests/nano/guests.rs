@@ -81,7 +81,7 @@ pub fn port_widths() -> Asm {
 /// `rep outsb` of these bytes to COM1.
 pub fn string_out(bytes: &[u8]) -> Asm {
     let (asm, address) = Asm::new().data(bytes);
-    let count = u32::try_from(bytes.len()).expect("guests are small");
+    let count = bytes.len() as u32;
     asm.esi(address).ecx(count).dx(COM1).bytes(&[0xf3, 0x6e]).power_off()
 }
 

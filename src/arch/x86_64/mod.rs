@@ -3,6 +3,7 @@
 mod acpi;
 pub mod cpuid;
 pub mod gdt;
+pub mod kernel;
 pub mod layout;
 pub mod memory_map;
 mod mptable;
@@ -12,4 +13,3 @@ mod pvh;
 pub mod registers;
 pub mod tables;
 mod zero_page;
-pub mod kernel;

@@ -3,6 +3,7 @@
 mod acpi;
 pub mod cpuid;
 pub mod gdt;
+pub mod kernel;
 pub mod layout;
 pub mod memory_map;
 mod mptable;

@@ -10,12 +10,11 @@ use tracing::warn;
 
 use super::bus::BusDevice;
 use super::lock;
+use crate::arch::x86_64::layout::IOAPIC_PINS;
 use crate::hypervisor::Msi;
 
 /// Number of pins.
-pub const PINS: usize = 24;
-/// Length of its MMIO range in bytes.
-pub const LEN: u64 = 0x1000;
+pub const PINS: usize = IOAPIC_PINS as usize;
 
 /// MMIO registers (82093AA, 3.1). The EOI register, 0x40, is there as nothing to do.
 const SELECT: u64 = 0x00;

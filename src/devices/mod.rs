@@ -71,6 +71,7 @@ mod tests {
 
     use super::bus::{BusDevice, MmioBus, PortBus, Slot};
     use super::*;
+    use crate::arch::x86_64::layout::{IOAPIC_LEN, PVPANIC_PORT};
     use crate::hypervisor::{InterruptLine, Msi, PortData};
 
     /// Keeps the events it is told.
@@ -117,13 +118,13 @@ mod tests {
             slot(0x2f8, 8, uart("COM2", serial::Overflow::DropOldest)),
             slot(i8042::PORT, 1, Arc::new(i8042::I8042::new(events.clone()))),
             slot(rtc::PORT, rtc::PORT_LEN, Arc::new(rtc::Rtc::new(rtc::State::default()))),
-            slot(power::SLEEP_PORT, power::SLEEP_PORT_LEN, Arc::new(power::AcpiPower::new(events.clone()))),
+            slot(power::ACPI_PORT, power::ACPI_PORT_LEN, Arc::new(power::AcpiPower::new(events.clone()))),
             slot(
                 power::RESET_CONTROL_PORT,
                 1,
                 Arc::new(power::ResetControl::new(power::State::default(), events.clone())),
             ),
-            slot(pvpanic::PORT, 1, Arc::new(pvpanic::Pvpanic::new(events.clone()))),
+            slot(PVPANIC_PORT, 1, Arc::new(pvpanic::Pvpanic::new(events.clone()))),
             slot(crate::milestone::probe::PORT, 4, Arc::new(probe::Probe::new(events))),
         ])
         .unwrap()
@@ -160,7 +161,7 @@ mod tests {
                 (0u64..0x1010, prop::collection::vec(any::<u8>(), 0..9), any::<bool>()), 0..200)
         ) {
             let device = Arc::new(ioapic::IoApic::new(ioapic::State::default(), Box::new(Unconnected)));
-            let bus = MmioBus::new(vec![Slot { base: 0, len: ioapic::LEN, device }]).unwrap();
+            let bus = MmioBus::new(vec![Slot { base: 0, len: IOAPIC_LEN, device }]).unwrap();
             for (addr, mut data, write) in accesses {
                 if write { bus.write(addr, &data) } else { bus.read(addr, &mut data) }
             }

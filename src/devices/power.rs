@@ -5,25 +5,22 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use super::bus::BusDevice;
 use super::{Event, MachineEvents, Way};
+use crate::arch::x86_64::layout::{
+    RESET_PORT, RESET_VALUE, S5_SLEEP_TYPE, SLEEP_CONTROL_PORT, SLEEP_STATUS_PORT,
+};
 
 /// First port of [`AcpiPower`]: sleep control, sleep status and reset register.
-pub const SLEEP_PORT: u16 = 0x600;
+pub const ACPI_PORT: u16 = SLEEP_CONTROL_PORT;
 /// Number of ports of [`AcpiPower`].
-pub const SLEEP_PORT_LEN: u16 = 3;
-/// Sleep control register: the FADT's SLEEP_CONTROL_REG.
-pub const SLEEP_CONTROL_PORT: u16 = SLEEP_PORT;
-/// Sleep status register: the FADT's SLEEP_STATUS_REG.
-pub const SLEEP_STATUS_PORT: u16 = SLEEP_PORT + 1;
-/// Reset register: the FADT's RESET_REG.
-pub const RESET_PORT: u16 = SLEEP_PORT + 2;
-/// What resets when written to [`RESET_PORT`]: the FADT's RESET_VALUE.
-pub const RESET_VALUE: u8 = 1;
-/// SLP_TYP of the soft-off state: the first element of the DSDT's `\_S5`.
-pub const SLEEP_TYPE_S5: u8 = 5;
+pub const ACPI_PORT_LEN: u16 = 3;
+const _: () = assert!(SLEEP_STATUS_PORT == ACPI_PORT + 1 && RESET_PORT == ACPI_PORT + 2);
 /// The chipset's reset control register (Intel ICH9 data sheet, 13.7.5).
 pub const RESET_CONTROL_PORT: u16 = 0xcf9;
 
-/// SLP_EN and SLP_TYP of the sleep control register (ACPI 6.5, table 4.19).
+const SLEEP_CONTROL: u64 = 0;
+const RESET: u64 = (RESET_PORT - ACPI_PORT) as u64;
+
+/// SLP_EN and SLP_TYP of the sleep control register (ACPI 6.5, 4.8.3.7).
 const SLEEP_ENABLE: u8 = 1 << 5;
 const SLEEP_TYPE_SHIFT: u8 = 2;
 const SLEEP_TYPE_MASK: u8 = 0b111;
@@ -53,11 +50,11 @@ impl BusDevice for AcpiPower {
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
-        for (port, &value) in (u64::from(SLEEP_PORT).saturating_add(offset)..).zip(data) {
+        for (register, &value) in (offset..).zip(data) {
             let sleep_type = value >> SLEEP_TYPE_SHIFT & SLEEP_TYPE_MASK;
-            if port == SLEEP_CONTROL_PORT.into() && value & SLEEP_ENABLE != 0 && sleep_type == SLEEP_TYPE_S5 {
+            if register == SLEEP_CONTROL && value & SLEEP_ENABLE != 0 && sleep_type == S5_SLEEP_TYPE {
                 self.events.event(Event::PowerOff(Way::AcpiSleep));
-            } else if port == RESET_PORT.into() && value == RESET_VALUE {
+            } else if register == RESET && value == RESET_VALUE {
                 self.events.event(Event::Reset(Way::AcpiReset));
             }
         }

@@ -2,10 +2,9 @@
 
 use std::sync::Arc;
 
-use nix::time::{ClockId, clock_gettime};
-
 use super::bus::BusDevice;
 use super::{Event, MachineEvents};
+use crate::milestone;
 use crate::milestone::probe::{SIGNATURE, decode};
 
 /// The device; it has no state.
@@ -18,14 +17,6 @@ impl Probe {
     pub fn new(events: Arc<dyn MachineEvents>) -> Self {
         Self { events }
     }
-}
-
-/// The host's `CLOCK_MONOTONIC` in nanoseconds; 0 where there is no such clock, which Linux does not allow.
-fn monotonic_ns() -> u64 {
-    let nanoseconds = |time: nix::sys::time::TimeSpec| {
-        u64::try_from(time.tv_sec()).ok()?.checked_mul(1_000_000_000)?.checked_add_signed(time.tv_nsec())
-    };
-    clock_gettime(ClockId::CLOCK_MONOTONIC).ok().and_then(nanoseconds).unwrap_or(0)
 }
 
 impl BusDevice for Probe {
@@ -42,7 +33,7 @@ impl BusDevice for Probe {
     }
 
     fn write(&self, _offset: u64, data: &[u8]) {
-        let at_ns = monotonic_ns();
+        let at_ns = milestone::now();
         let word = <[u8; 4]>::try_from(data).ok().map(u32::from_le_bytes);
         if let Some((code, value)) = word.and_then(decode) {
             self.events.event(Event::Probe { code, value, at_ns });
@@ -71,9 +62,9 @@ mod tests {
     fn words_are_decoded_and_stamped() {
         let events = Arc::new(Recorder::default());
         let device = Probe::new(events.clone());
-        let before = monotonic_ns();
+        let before = milestone::now();
         device.write(0, &encode(Code::WorkloadExited, 7).to_le_bytes());
-        let after = monotonic_ns();
+        let after = milestone::now();
         let [Event::Probe { code: Code::WorkloadExited, value: 7, at_ns }] = events.take()[..] else {
             panic!("not the event written");
         };

@@ -5,9 +5,6 @@ use std::sync::Arc;
 use super::bus::BusDevice;
 use super::{Event, MachineEvents};
 
-/// Its only port.
-pub const PORT: u16 = 0x505;
-
 const PANICKED: u8 = 1 << 0;
 const CRASH_LOADED: u8 = 1 << 1;
 

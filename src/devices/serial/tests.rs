@@ -227,6 +227,31 @@ fn input_before_the_guest_listens_survives_its_reset_of_the_uart() {
 }
 
 #[test]
+fn clearing_or_toggling_the_fifos_empties_the_receiver_but_loses_nothing() {
+    let (serial, _) = port(Overflow::Wait);
+    for control in [0x01, 0x03, 0x00] {
+        set(&serial, IER, 0x01);
+        serial.enqueue(b"x");
+        set(&serial, IER, 0x00);
+        assert_eq!(get(&serial, LSR), 0x61);
+        set(&serial, FCR, control);
+        assert_eq!(get(&serial, LSR), 0x60);
+    }
+    set(&serial, IER, 0x01);
+    assert_eq!([0; 4].map(|_| get(&serial, 0)), *b"xxx\0");
+}
+
+#[test]
+fn a_guest_that_prints_by_polling_does_not_listen() {
+    let (serial, _) = port(Overflow::Wait);
+    serial.enqueue(b"a");
+    for _ in 0..100 {
+        assert_eq!(get(&serial, LSR), 0x60);
+        set(&serial, 0, b'x');
+    }
+}
+
+#[test]
 fn a_guest_that_polls_is_heard_too() {
     let (serial, line) = port(Overflow::Wait);
     serial.enqueue(b"ab");
@@ -270,6 +295,17 @@ fn a_paste_arrives_whole_and_room_is_told_of() {
         }
     }
     assert!(read == paste);
+}
+
+#[test]
+fn without_fifos_each_byte_is_an_edge() {
+    let (serial, line) = port(Overflow::Wait);
+    set(&serial, IER, 0x01);
+    serial.enqueue(b"abc");
+    for byte in b"abc" {
+        assert_eq!((line.take(), get(&serial, IIR), get(&serial, 0)), (1, 0x04, *byte));
+    }
+    assert_eq!((line.take(), get(&serial, IIR)), (0, 0x01));
 }
 
 #[test]
@@ -404,6 +440,8 @@ proptest! {
         };
         let restored = Serial::new("COM1", state, Overflow::Wait, Box::new(Line::default())).unwrap();
         let again = Serial::new("COM1", restored.state(), Overflow::Wait, Box::new(Line::default())).unwrap();
+        prop_assert!(restored.state().received <= restored.state().input.len().min(16));
+        prop_assert!(restored.state().looped.len() <= 16);
         for (register, value) in accesses {
             match value {
                 Some(value) => { set(&restored, register, value); set(&again, register, value); }

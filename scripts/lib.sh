@@ -70,7 +70,7 @@ stage() {
     esac
     if [ "$status" != 0 ]; then
         # What failed may be far from the end.
-        { grep -E '\.\.\. FAILED$|^FAIL |panicked at|^error' "$log" | head -n 20; echo ...; tail -n 40 "$log"; } |
+        { grep -E '\.\.\. FAILED$|^FAIL |panicked at|^error' "$log" | head -n 20 || true; echo ...; tail -n 40 "$log"; } |
             sed 's/^/    /'
         echo "    (all of it: $log)"
     fi

@@ -7,7 +7,7 @@ const CAPACITY: usize = 64 << 10;
 /// What Linux prints first (kernel/panic.c) ...
 const PANIC: &[u8] = b"Kernel panic - not syncing";
 /// ... and last.
-const PANIC_END: &[u8] = b"---[ end Kernel panic";
+const PANIC_END: &[u8] = b"[ end Kernel panic";
 /// How far back a reset or halt is put down to a panic, in bytes: a full stack dump with registers.
 const PANIC_REACH: usize = 16 << 10;
 
@@ -27,7 +27,7 @@ impl LogTail {
         self.bytes.extend(bytes.get(bytes.len().saturating_sub(CAPACITY)..).unwrap_or_default());
         let mut ended = false;
         for byte in bytes {
-            // No proper prefix of the text is also its suffix, but for its first byte: so a mismatch restarts there.
+            // The text's first byte occurs nowhere else in it, so after a mismatch only that can begin it anew.
             self.matched = match PANIC_END.get(self.matched) {
                 Some(expected) if expected == byte => self.matched + 1,
                 _ => usize::from(PANIC_END.first() == Some(byte)),

@@ -31,6 +31,9 @@ const XEN_ELFNOTE_GUEST_OS: u32 = 6;
 /// `GNU` note that the C library's start files put into every program they are linked into.
 const NT_GNU_ABI_TAG: u32 = 1;
 
+/// Linux has one note segment; each further one may cost unpacking a payload again.
+const MAX_NOTE_SEGMENTS: usize = 4;
+
 /// First bytes of every ELF file.
 pub const MAGIC: &[u8] = b"\x7fELF";
 
@@ -112,7 +115,9 @@ impl Elf {
             PT_INTERP => self.program = Some("it names a dynamic linker"),
             PT_DYNAMIC => self.program = self.program.or(Some("it is dynamically linked")),
             PT_TLS => self.program = self.program.or(Some("it has thread-local storage")),
-            PT_NOTE => self.notes.push(NoteSegment { offset, len: in_file, align }),
+            PT_NOTE if self.notes.len() < MAX_NOTE_SEGMENTS => {
+                self.notes.push(NoteSegment { offset, len: in_file, align })
+            }
             PT_LOAD if in_memory != 0 || in_file != 0 => {
                 if in_file > in_memory {
                     return Err(Reason::Malformed("a segment is longer in the file than in memory"));

@@ -316,7 +316,7 @@ fn leaves_unpacking_to_the_guest() {
     let mut start = vec![0; payload.len()];
     memory.read_slice(&mut start, GuestAddress(16 * MIB)).unwrap();
     assert_eq!(start, payload);
-    assert!(matches!(kernel.choose(BootChoice::Pvh), Err(Reason::NoPvhEntry)));
+    assert!(matches!(kernel.choose(BootChoice::Pvh), Err(Reason::PvhNeedsHost)));
 
     let patched = |at: usize, value: u8| {
         let mut image = image.clone();

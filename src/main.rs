@@ -1,1 +1,7 @@
-fn main() {}
+//! The program `tandem`: everything is in the library.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    tandem::cli::main(std::env::args_os())
+}

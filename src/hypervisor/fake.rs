@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use kvm_bindings::{kvm_cpuid_entry2, kvm_regs, kvm_sregs};
+use kvm_bindings::{kvm_cpuid_entry2, kvm_msr_entry, kvm_regs, kvm_sregs};
 use vmm_sys_util::errno;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -135,6 +135,10 @@ pub struct FakeVcpu {
 
 impl Vcpu for FakeVcpu {
     fn set_cpuid(&self, _entries: &[kvm_cpuid_entry2]) -> Result<()> {
+        Ok(())
+    }
+
+    fn set_msrs(&self, _entries: &[kvm_msr_entry]) -> Result<()> {
         Ok(())
     }
 

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use kvm_bindings::{
     CpuId, KVM_CAP_SPLIT_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_HALTED,
-    KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_SIPI_RECEIVED, KVM_MP_STATE_UNINITIALIZED, KvmIrqRouting,
-    kvm_cpuid_entry2, kvm_enable_cap, kvm_irq_routing_entry, kvm_regs, kvm_sregs,
+    KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_SIPI_RECEIVED, KVM_MP_STATE_UNINITIALIZED, KvmIrqRouting, Msrs,
+    kvm_cpuid_entry2, kvm_enable_cap, kvm_irq_routing_entry, kvm_msr_entry, kvm_regs, kvm_sregs,
     kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuExit, VcpuFd, VmFd};
@@ -122,6 +122,21 @@ impl Vcpu for KvmVcpu {
             source: errno::Error::new(libc::E2BIG),
         })?;
         self.fd.set_cpuid2(&cpuid).map_err(failed("KVM_SET_CPUID2"))
+    }
+
+    fn set_msrs(&self, entries: &[kvm_msr_entry]) -> Result<()> {
+        let call = || format!("KVM_SET_MSRS with {} entries", entries.len());
+        let too_many = |_| Error { call: call(), source: errno::Error::new(libc::E2BIG) };
+        let set =
+            self.fd.set_msrs(&Msrs::from_entries(entries).map_err(too_many)?).map_err(failed(call()))?;
+        match entries.get(set) {
+            None => Ok(()),
+            // KVM stops at the first register that it does not take.
+            Some(refused) => Err(Error {
+                call: format!("KVM_SET_MSRS of {:#x} to {:#x}", refused.index, refused.data),
+                source: errno::Error::new(libc::EINVAL),
+            }),
+        }
     }
 
     fn registers(&self) -> Result<(kvm_regs, kvm_sregs)> {

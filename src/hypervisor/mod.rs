@@ -8,7 +8,7 @@ pub mod kvm;
 
 use std::sync::Arc;
 
-use kvm_bindings::{kvm_cpuid_entry2, kvm_regs, kvm_sregs};
+use kvm_bindings::{kvm_cpuid_entry2, kvm_msr_entry, kvm_regs, kvm_sregs};
 use thiserror::Error;
 use vmm_sys_util::errno;
 use vmm_sys_util::eventfd::EventFd;
@@ -137,6 +137,9 @@ pub trait Vm: Send + Sync + 'static {
 pub trait Vcpu: Send + 'static {
     /// Sets the processor's identification and features.
     fn set_cpuid(&self, entries: &[kvm_cpuid_entry2]) -> Result<()>;
+
+    /// Sets model-specific registers.
+    fn set_msrs(&self, entries: &[kvm_msr_entry]) -> Result<()>;
 
     /// General and system registers.
     fn registers(&self) -> Result<(kvm_regs, kvm_sregs)>;

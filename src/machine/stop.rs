@@ -33,6 +33,24 @@ pub enum StopReason {
     Internal(String),
 }
 
+impl StopReason {
+    /// Short name for JSON.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::PowerOff(_) => "power_off",
+            Self::Reset(_) => "reset",
+            Self::GuestPanic(_) => "guest_panic",
+            Self::Fault(_) => "fault",
+            Self::Timeout(_) => "timeout",
+            Self::Signal(_) => "signal",
+            Self::UserQuit => "user_quit",
+            Self::OutputClosed => "output_closed",
+            Self::InitFailed(_) => "init_failed",
+            Self::Internal(_) => "internal_error",
+        }
+    }
+}
+
 /// Holds the first stop reason and wakes the event loop.
 #[derive(Debug)]
 pub struct StopLatch {

@@ -29,11 +29,23 @@ pub enum Width {
 pub struct Asm {
     code: Vec<u8>,
     checks: u8,
+    pvh: bool,
 }
 
 impl Asm {
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// The guest is to be entered by PVH, in 32-bit protected mode: its file gets the note for it.
+    pub fn entered_by_pvh(mut self) -> Self {
+        self.pvh = true;
+        self
+    }
+
+    /// Whether the guest is entered by PVH.
+    pub fn is_pvh(&self) -> bool {
+        self.pvh
     }
 
     /// Any bytes: an instruction this assembler has no name for, or data.
@@ -204,29 +216,57 @@ impl Asm {
     pub fn into_elf(self) -> Vec<u8> {
         const HEADER: u64 = 64;
         const PROGRAM_HEADER: u64 = 56;
-        const OFFSET: u64 = 0x1000; // congruent to the address modulo the alignment
-        let len = self.code.len() as u64;
-        let mut file = Vec::new();
-        file.extend_from_slice(&[0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
-        for half in [2u16, 62] {
-            file.extend_from_slice(&half.to_le_bytes()); // ET_EXEC, EM_X86_64
+        const NOTE_OFFSET: u64 = 0x200;
+        const CODE_OFFSET: u64 = 0x1000; // congruent to the address modulo the alignment
+        const IDENT: [u8; 16] = [0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        let note = pvh_note();
+        let mut file = Fields(IDENT.to_vec())
+            .u16s(&[2, 62]) // ET_EXEC, EM_X86_64
+            .u32s(&[1]) // EV_CURRENT
+            .u64s(&[LOAD_ADDRESS, HEADER, 0]) // e_entry, e_phoff, e_shoff
+            .u32s(&[0]) // e_flags
+            .u16s(&[HEADER as u16, PROGRAM_HEADER as u16, 1 + u16::from(self.pvh), 0, 0, 0]); // no sections
+        let mut segment = |kind, flags, offset, address, len| {
+            // p_type, p_flags; p_offset, p_vaddr, p_paddr, p_filesz, p_memsz, p_align
+            let fields = std::mem::take(&mut file).u32s(&[kind, flags]);
+            file = fields.u64s(&[offset, address, address, len, len, if kind == 1 { 0x1000 } else { 4 }]);
+        };
+        segment(1, 5, CODE_OFFSET, LOAD_ADDRESS, self.code.len() as u64); // PT_LOAD, readable and executable
+        if self.pvh {
+            segment(4, 4, NOTE_OFFSET, 0, note.len() as u64); // PT_NOTE
         }
-        file.extend_from_slice(&1u32.to_le_bytes()); // EV_CURRENT
-        for word in [LOAD_ADDRESS, HEADER, 0] {
-            file.extend_from_slice(&word.to_le_bytes()); // e_entry, e_phoff, e_shoff
-        }
-        file.extend_from_slice(&0u32.to_le_bytes()); // e_flags
-        for half in [HEADER as u16, PROGRAM_HEADER as u16, 1, 0, 0, 0] {
-            file.extend_from_slice(&half.to_le_bytes()); // e_ehsize, e_phentsize, e_phnum, no sections
-        }
-        for word in [1u32, 5] {
-            file.extend_from_slice(&word.to_le_bytes()); // PT_LOAD, PF_R | PF_X
-        }
-        for word in [OFFSET, LOAD_ADDRESS, LOAD_ADDRESS, len, len, 0x1000] {
-            file.extend_from_slice(&word.to_le_bytes()); // p_offset, p_vaddr, p_paddr, p_filesz, p_memsz, p_align
-        }
-        file.resize(OFFSET as usize, 0);
+        let mut file = file.0;
+        file.resize(NOTE_OFFSET as usize, 0);
+        file.extend_from_slice(&note);
+        file.resize(CODE_OFFSET as usize, 0);
         file.extend_from_slice(&self.code);
         file
+    }
+}
+
+/// The ELF note XEN_ELFNOTE_PHYS32_ENTRY (Xen's public/elfnote.h).
+fn pvh_note() -> Vec<u8> {
+    let head = Fields::default().u32s(&[4, 4, 18]); // n_namesz, n_descsz, n_type
+    Fields([&head.0, &b"Xen\0"[..]].concat()).u32s(&[LOAD_ADDRESS as u32]).0
+}
+
+/// Little-endian fields.
+#[derive(Default)]
+struct Fields(Vec<u8>);
+
+impl Fields {
+    fn u16s(mut self, values: &[u16]) -> Self {
+        self.0.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+        self
+    }
+
+    fn u32s(mut self, values: &[u32]) -> Self {
+        self.0.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+        self
+    }
+
+    fn u64s(mut self, values: &[u64]) -> Self {
+        self.0.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+        self
     }
 }

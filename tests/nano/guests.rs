@@ -36,6 +36,38 @@ pub fn entry_state() -> Asm {
         .power_off()
 }
 
+/// Checks that PVH hands over its start information in EBX; the code runs in 32-bit mode, where it means the same.
+pub fn pvh_entry() -> Asm {
+    const START_MAGIC: u32 = 0x336e_c578; // Xen's public/arch-x86/hvm/start_info.h
+    Asm::new()
+        .entered_by_pvh()
+        .bytes(&[0x8b, 0x03]) // mov eax, [ebx]
+        .expect_eax(START_MAGIC)
+        .print("ok\n")
+        .power_off()
+}
+
+/// Maps the first 2 MiB above 4 GiB, writes there and reads it back; below 4 GiB there is a hole.
+pub fn memory_above_4_gib() -> Asm {
+    Asm::new()
+        .memory_write(SCRATCH, Long, 0x83) // page directory: 2 MiB at 4 GiB
+        .memory_write(SCRATCH + 4, Long, 1)
+        .bytes(&[0x0f, 0x20, 0xd8, 0x48, 0x8b, 0x18]) // mov rax, cr3; mov rbx, [rax]
+        .bytes(&[0x48, 0x81, 0xe3, 0x00, 0xf0, 0xff, 0xff]) // and rbx, ~0xfff: page directory pointer table
+        .bytes(&[0x48, 0xc7, 0x43, 0x20]) // mov qword [rbx + 4 * 8], imm32
+        .bytes(&(SCRATCH | 3).to_le_bytes())
+        .bytes(&[0x48, 0xbb, 0, 0, 0, 0, 1, 0, 0, 0]) // mov rbx, 4 GiB
+        .bytes(&[0xc7, 0x43, 0x08, 0x78, 0x56, 0x34, 0x12]) // mov dword [rbx + 8], 0x12345678
+        .bytes(&[0x8b, 0x43, 0x08]) // mov eax, [rbx + 8]
+        .expect_eax(0x1234_5678)
+        .memory_read(0xbfff_fffc, Long)
+        .expect_eax(0)
+        .memory_read(0xc000_0000, Long)
+        .expect_eax(u32::MAX)
+        .print("ok\n")
+        .power_off()
+}
+
 /// Port reads: the probe, the console's line status, absent devices.
 pub fn port_in() -> Asm {
     Asm::new()
@@ -231,8 +263,18 @@ pub fn fetch_from_mmio() -> Asm {
     Asm::new().ebx(UNCLAIMED_MMIO).bytes(&[0xff, 0xe3]) // jmp rbx
 }
 
-/// Starts the processor with local APIC id 1, which prints "2" and halts; then prints "1" and powers off.
+/// Starts a second processor, which prints "2" and halts; then prints "1" and powers off.
 pub fn second_processor() -> Asm {
+    start_second_processor().print("1\n").power_off()
+}
+
+/// Both processors halt with interrupts off, the second once it has printed "2".
+pub fn dead_halt_of_both() -> Asm {
+    start_second_processor().cli().halt()
+}
+
+/// Starts the processor with local APIC id 1, and waits until it has printed "2".
+fn start_second_processor() -> Asm {
     /// Page at which the second processor starts, in real mode; its number is the start-up vector.
     const TRAMPOLINE: u32 = 0x1_0000;
     const STARTED: u32 = TRAMPOLINE + 0xff0;
@@ -253,6 +295,4 @@ pub fn second_processor() -> Asm {
         .memory_write(LAPIC + 0x300, Long, 0x4600 | TRAMPOLINE >> 12) // start-up
         .ebx(STARTED)
         .bytes(&[0xf3, 0x90, 0x80, 0x3b, 0x00, 0x74, 0xf9]) // pause; cmp byte [rbx], 0; je
-        .print("1\n")
-        .power_off()
 }

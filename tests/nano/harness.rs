@@ -50,11 +50,15 @@ impl Machine {
             skip(test, &format!("/dev/kvm: {error}"));
             return None;
         }
+        let boot = if guest.is_pvh() { "pvh" } else { "linux64" };
+        // The guests expect 128 MiB unless the test says otherwise.
+        let memory = if options.contains(&"--memory") { &[][..] } else { &["--memory", "128M"] };
         let mut kernel = tempfile::NamedTempFile::new().expect("a temporary file");
         kernel.write_all(&guest.into_elf()).expect("writing the guest");
         let binary = std::env::var_os("TANDEM_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_tandem").into());
         let child = Command::new(&binary)
-            .args(["run", "--boot", "linux64", "--memory", "128M"])
+            .args(["run", "--boot", boot])
+            .args(memory)
             .args(options)
             .arg("--kernel")
             .arg(kernel.path())

@@ -54,6 +54,17 @@ pub enum E820Kind {
     Acpi = 3,
 }
 
+impl E820Kind {
+    /// Name for the user.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ram => "RAM",
+            Self::Reserved => "reserved",
+            Self::Acpi => "ACPI tables",
+        }
+    }
+}
+
 /// One range of the memory map, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct E820Entry {

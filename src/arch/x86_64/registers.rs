@@ -22,6 +22,16 @@ pub enum BootProtocol {
     Pvh,
 }
 
+impl BootProtocol {
+    /// Name for the user.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Linux64 => "64-bit Linux protocol",
+            Self::Pvh => "PVH",
+        }
+    }
+}
+
 // Control registers (Intel SDM vol. 3, 2.5) and EFER (2.2.1).
 const CR0_PE: u64 = 1;
 const CR0_ET: u64 = 1 << 4;

@@ -34,8 +34,11 @@ use std::path::{Path, PathBuf};
 use bzimage::{BzImage, Payload};
 use elf::{Elf, Notes};
 pub use error::{KernelError, Reason};
+use linux_loader::loader::bootparam::setup_header;
 pub use load::LoadedKernel;
 pub use symbols::{SymbolError, Symbols};
+
+pub use super::registers::BootProtocol;
 
 /// How much of a file's start holds all headers: the setup header ends below 0x300, program headers follow the ELF
 /// header in everything linked for loading.
@@ -56,15 +59,6 @@ pub enum BootChoice {
     /// The 64-bit protocol, for any ELF image.
     Linux64,
     /// The PVH entry point.
-    Pvh,
-}
-
-/// How the kernel is entered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BootProtocol {
-    /// In 64-bit mode, RSI pointing to the zero page (boot.rst, "64-bit Boot Protocol").
-    Linux64,
-    /// In 32-bit protected mode, EBX pointing to `hvm_start_info` (Xen's `docs/misc/pvh.pandoc`).
     Pvh,
 }
 
@@ -129,6 +123,36 @@ impl KernelFile {
         }
     }
 
+    /// The file's path, for messages.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The file's format in words.
+    pub fn format(&self) -> &'static str {
+        match &self.content {
+            Content::Elf { .. } => "ELF",
+            Content::Unpacked { .. } => "bzImage, unpacked by Tandem",
+            Content::SelfExtracting { .. } => "bzImage, unpacks itself",
+        }
+    }
+
+    /// Whether the kernel is recognisably Linux.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn is_linux(&self) -> Result<bool, KernelError> {
+        self.linux().map_err(|reason| self.error(reason))
+    }
+
+    /// A bzImage's setup header.
+    pub fn setup_header(&self) -> Option<&setup_header> {
+        match &self.content {
+            Content::Elf { .. } => None,
+            Content::Unpacked { image, .. } | Content::SelfExtracting { image, .. } => Some(&image.setup),
+        }
+    }
+
     /// Decides how the kernel is entered.
     ///
     /// # Errors
@@ -140,14 +164,14 @@ impl KernelFile {
     fn choose(&self, choice: BootChoice) -> Result<BootProtocol, Reason> {
         let entry = match choice {
             BootChoice::Linux64 => return self.entry_64().map(|_| BootProtocol::Linux64),
-            BootChoice::Auto if self.is_linux()? => return self.entry_64().map(|_| BootProtocol::Linux64),
+            BootChoice::Auto if self.linux()? => return self.entry_64().map(|_| BootProtocol::Linux64),
             BootChoice::Auto => self.pvh_entry()?.ok_or(Reason::UnknownElf)?,
             BootChoice::Pvh => self.pvh_entry()?.ok_or(Reason::NoPvhEntry)?,
         };
         self.check_entry(entry).map(|_| BootProtocol::Pvh)
     }
 
-    fn is_linux(&self) -> Result<bool, Reason> {
+    fn linux(&self) -> Result<bool, Reason> {
         let Content::Elf { elf, notes } = &self.content else { return Ok(true) };
         if !elf.is_higher_half() {
             return Ok(false);
@@ -211,7 +235,7 @@ impl KernelFile {
 
     fn check_ranges(&self, ram: &[Range<u64>], reserved: &[Reserved]) -> Result<(), Reason> {
         let low = Reserved { range: 0..LINUX_LOWEST, what: "the PC's tables and devices" };
-        let linux = self.is_linux()?;
+        let linux = self.linux()?;
         for Range { start, end } in self.ranges() {
             if !ram.iter().any(|ram| ram.start <= start && end <= ram.end) {
                 return Err(if end <= LOW_RAM_END {

@@ -10,8 +10,8 @@
 //! nothing is lost. Whoever stops the machine calls [`Serial::close`] first, which ends that wait for good.
 //!
 //! **Input** is queued by the event loop and moves into the 16-byte receive FIFO as the guest empties it, while RTS
-//! is on (if the guest has ever used RTS) and the guest listens. [`Serial::input_event`] tells when a queue that
-//! refused input is empty: not before, so that the guest's interrupt handler finds an end. No baud rate paces the host,
+//! is on (if the guest has ever used RTS) and the guest listens. A queue that was full takes no more until it is empty,
+//! of which [`Serial::input_event`] tells: so the guest's interrupt handler finds an end. No baud rate paces the host,
 //! and a guest that only ever runs that handler never gets to lower RTS.
 //!
 //! **Interrupts** are edges: one whenever an enabled cause becomes pending. That is a real UART's rising line, and
@@ -71,7 +71,7 @@ pub enum SerialError {
 struct Inner {
     uart: State,
     output: Vec<u8>,
-    /// The event loop has input for which there was no room.
+    /// There was no room for input of the event loop's; there is none until the guest has read what is queued.
     refused: bool,
     closed: bool,
 }
@@ -127,7 +127,7 @@ impl Serial {
         &self.output_event
     }
 
-    /// Readable when the guest has read all of a queue that refused input ([`enqueue`](Self::enqueue)).
+    /// Readable when a queue that refused input is empty and takes input again ([`enqueue`](Self::enqueue)).
     pub fn input_event(&self) -> &EventFd {
         &self.input_event
     }
@@ -148,7 +148,8 @@ impl Serial {
     /// Self::input_event) tells when to try again.
     pub fn enqueue(&self, bytes: &[u8]) -> usize {
         self.update(lock(&self.inner), |inner| {
-            let accepted = INPUT_LIMIT.saturating_sub(inner.uart.input.len()).min(bytes.len());
+            let room = if inner.refused { 0 } else { INPUT_LIMIT.saturating_sub(inner.uart.input.len()) };
+            let accepted = room.min(bytes.len());
             inner.uart.input.extend(bytes.iter().take(accepted));
             inner.refused |= accepted < bytes.len();
             accepted

@@ -290,11 +290,14 @@ fn a_paste_arrives_whole_and_room_is_told_of() {
     assert_eq!(sent, INPUT_LIMIT);
     while get(&serial, LSR) & 1 != 0 {
         read.push(get(&serial, 0));
-        if serial.input_event().read().is_ok() {
-            sent += serial.enqueue(&paste[sent..]);
-        }
+        let told = serial.input_event().read().is_ok();
+        let accepted = serial.enqueue(&paste[sent..]);
+        // In batches, with an end to each.
+        assert!(accepted == 0 || told && read.len() == sent);
+        sent += accepted;
     }
     assert!(read == paste);
+    assert_eq!(sent, paste.len());
 }
 
 #[test]

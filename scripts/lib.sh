@@ -69,7 +69,9 @@ stage() {
     *) printf '%-28s %8s  FAILED with status %s\n' "$name" "$(seconds_since "$begin")" "$status" ;;
     esac
     if [ "$status" != 0 ]; then
-        tail -n 60 "$log" | sed 's/^/    /'
+        # What failed may be far from the end.
+        { grep -E '\.\.\. FAILED$|^FAIL |panicked at|^error' "$log" | head -n 20 || true; echo ...; tail -n 40 "$log"; } |
+            sed 's/^/    /'
         echo "    (all of it: $log)"
     fi
     return "$status"

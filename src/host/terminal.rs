@@ -42,8 +42,9 @@ pub fn window_size(fd: impl AsFd) -> Option<WindowSize> {
         .then_some(WindowSize { rows: size.ws_row, cols: size.ws_col })
 }
 
-/// A terminal in raw mode. Dropping it restores the settings found; so do a panic and the signals of a crash.
-/// SIGTERM and its like must not end the process by default while this exists: take them from a signalfd.
+/// A terminal in raw mode. Dropping it restores the settings found; so do a panic, `exit`, the signals of a crash, and
+/// SIGTERM and its like where they would end the process. An event loop that takes those from a signalfd is not
+/// disturbed.
 #[derive(Debug)]
 pub struct RawMode {
     fd: OwnedFd,
@@ -73,7 +74,7 @@ impl RawMode {
         if SAVED.compare_exchange(ptr::null_mut(), saved, Ordering::AcqRel, Ordering::Relaxed).is_err() {
             return Err(TerminalError::AlreadyRaw);
         }
-        restore_on_crash();
+        restore_on_every_way_out();
         let guard = Self { fd, raw };
         set(guard.fd.as_raw_fd(), &guard.raw).map_err(TerminalError::Switch)?;
         Ok(Some(guard))
@@ -118,6 +119,9 @@ struct Saved {
 /// What to restore; null when no guard exists. What it points to is never freed or changed.
 static SAVED: AtomicPtr<Saved> = AtomicPtr::new(ptr::null_mut());
 
+/// Signals by which others end the process, if it has not said otherwise.
+const ENDINGS: [libc::c_int; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT];
+
 /// Signals of a crash. They cannot be taken from a signalfd.
 const CRASHES: [libc::c_int; 6] =
     [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGABRT, libc::SIGSYS];
@@ -153,8 +157,8 @@ fn set(fd: RawFd, termios: &libc::termios) -> io::Result<()> {
     }
 }
 
-/// Installs, once in the life of the process, the panic hook and the handlers of crash signals.
-fn restore_on_crash() {
+/// Installs, once in the life of the process, the panic hook, the exit function and the signal handlers.
+fn restore_on_every_way_out() {
     static INSTALL: Once = Once::new();
     INSTALL.call_once(|| {
         let previous = std::panic::take_hook();
@@ -162,16 +166,26 @@ fn restore_on_crash() {
             restore();
             previous(info);
         }));
+        // SAFETY: the function takes nothing and does not unwind. Without memory for it, the other ways remain.
+        unsafe { libc::atexit(on_exit) };
         PREVIOUS.get_or_init(|| CRASHES.map(|signal| sigaction(signal, None)));
         // SAFETY: all-zero bytes are a valid sigaction: default action, empty mask, no flags.
         let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
-        action.sa_sigaction = on_crash as *const () as libc::sighandler_t;
+        action.sa_sigaction = on_signal as *const () as libc::sighandler_t;
         // The alternative stack, which std gives every thread, is all there is after a stack overflow.
         action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
         for signal in CRASHES {
             sigaction(signal, Some(&action));
         }
+        // Not where they are ignored, as under nohup.
+        for signal in ENDINGS.into_iter().filter(|s| sigaction(*s, None).sa_sigaction == libc::SIG_DFL) {
+            sigaction(signal, Some(&action));
+        }
     });
+}
+
+extern "C" fn on_exit() {
+    restore();
 }
 
 /// Sets the action of `signal`, if one is given, and returns the one before.
@@ -180,12 +194,12 @@ fn sigaction(signal: libc::c_int, action: Option<&libc::sigaction>) -> libc::sig
     let mut previous: libc::sigaction = unsafe { std::mem::zeroed() };
     let action = action.map_or(ptr::null(), ptr::from_ref);
     // SAFETY: `action` is null or valid for reads, `previous` valid for writes; the handler installed by this module
-    // calls async-signal-safe functions only. It cannot fail for the signals in CRASHES.
+    // calls async-signal-safe functions only. It cannot fail for the signals in ENDINGS and CRASHES.
     unsafe { libc::sigaction(signal, action, &raw mut previous) };
     previous
 }
 
-extern "C" fn on_crash(signal: libc::c_int, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
+extern "C" fn on_signal(signal: libc::c_int, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
     restore();
     // SAFETY: with SA_SIGINFO the kernel passes a valid siginfo.
     let is_fault = unsafe { (*info).si_code } > 0;

@@ -88,6 +88,10 @@ impl Vm for FakeHypervisor {
         Ok(())
     }
 
+    fn reserve_pages(&self, _guest_addr: u64) -> Result<()> {
+        Ok(())
+    }
+
     fn create_split_irqchip(&self, pins: u32) -> Result<()> {
         self.log(format!("irqchip {pins}"));
         Ok(())

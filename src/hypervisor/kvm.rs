@@ -75,6 +75,11 @@ impl Vm for KvmVm {
         )))
     }
 
+    fn reserve_pages(&self, guest_addr: u64) -> Result<()> {
+        // Pages below 4 GiB: the address fits.
+        self.fd.set_tss_address(guest_addr as usize).map_err(failed("KVM_SET_TSS_ADDR"))
+    }
+
     fn create_split_irqchip(&self, pins: u32) -> Result<()> {
         let mut cap = kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, ..Default::default() };
         cap.args[0] = u64::from(pins);

@@ -119,6 +119,10 @@ pub trait Vm: Send + Sync + 'static {
     /// for as long as the VM exists.
     unsafe fn set_memory_region(&self, region: &MemoryRegion) -> Result<()>;
 
+    /// Names three pages of guest-physical address space that no memslot covers and the guest does not use: Intel
+    /// processors without "unrestricted guest" run real mode there (KVM_SET_TSS_ADDR).
+    fn reserve_pages(&self, guest_addr: u64) -> Result<()>;
+
     /// Puts the local APICs into the kernel and leaves the IOAPIC, of `pins` pins, to the VMM.
     /// Slow to undo and slow for later memslot changes: all memslots come before it.
     fn create_split_irqchip(&self, pins: u32) -> Result<()>;

@@ -22,7 +22,7 @@ use super::stop::StopLatch;
 use super::vcpu::{HaltCheck, VcpuContext};
 use crate::arch::x86_64::cpuid::{self, CpuidConfig};
 use crate::arch::x86_64::kernel::{KernelError, LoadedKernel};
-use crate::arch::x86_64::layout::IOAPIC_PINS;
+use crate::arch::x86_64::layout::{IOAPIC_PINS, KVM_TSS_START};
 use crate::arch::x86_64::tables::{self, BootInfo, TablesError, write_tables};
 use crate::arch::x86_64::{msr, registers};
 use crate::host::terminal::TerminalError;
@@ -92,6 +92,7 @@ pub fn build<H: Hypervisor>(
         let memory = allocate_memory(config)?;
         let vm = Arc::new(hypervisor.create_vm()?);
         map_memory(&*vm, &memory)?;
+        vm.reserve_pages(KVM_TSS_START)?;
         vm.create_split_irqchip(IOAPIC_PINS)?;
         let vcpus = (0..config.cpus).map(|id| vm.create_vcpu(id)).collect::<Result<Vec<_>, _>>()?;
 

@@ -16,7 +16,7 @@ const BASE: &[&str] = &[
 
 /// For hosts whose KVM is software: it emulates kernel code and lacks these instructions, and CPUID there cannot hide
 /// them (docs/hosts.md).
-const SOFTWARE_KVM: &[&str] = &["noxsave", "clearcpuid=cx16,popcnt,rdrand,rdseed,movbe,smap"];
+const SOFTWARE_KVM: &[&str] = &["emulated_kernel", "noxsave", "clearcpuid=cx16,popcnt,rdrand,rdseed,movbe,smap"];
 
 /// What decides on the command line.
 #[derive(Clone, Copy, Debug, Default)]
@@ -60,7 +60,7 @@ mod tests {
     #[test]
     fn software_kvm_and_verbose() {
         let line = compose(Needs { software_kvm: true, verbose: true, ..Needs::default() }, "");
-        assert!(line.contains("noxsave clearcpuid="));
+        assert!(line.contains("emulated_kernel noxsave clearcpuid="));
         assert!(!line.contains("quiet"));
     }
 }

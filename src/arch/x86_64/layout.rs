@@ -2,6 +2,7 @@
 //!
 //! | from | to | what |
 //! |---|---|---|
+//! | `0x10` | `0x20` | copy of the MP floating pointer |
 //! | `0x500` | `0x530` | GDT, behind the real-mode vectors and the BIOS data area |
 //! | `0x6000` | `0x7000` | PVH start information, modules, memory map |
 //! | `0x7000` | `0x8000` | zero page (`struct boot_params`) |
@@ -44,8 +45,11 @@ pub const COMMAND_LINE_MAX: usize = 2047;
 /// Extended BIOS data area, reserved in the memory map; it ends with the base memory at 640 KiB. Two pages hold the
 /// MP table of [`MAX_VCPUS`] processors.
 pub const EBDA_START: GuestAddress = GuestAddress(0x9_e000);
-/// MP floating pointer: the start of the last KiB of base memory, the second place Linux looks at (MP spec. 4).
+/// MP floating pointer: the start of the last KiB of base memory, a place the specification names (4).
 pub const MP_FLOATING_POINTER: GuestAddress = GuestAddress(0x9_fc00);
+/// A copy of it, where Linux looks first: it scans the first KiB before all others, at two mappings for each 16 bytes,
+/// which takes 0.1 s where KVM emulates the kernel. Not at 0, which old kernels take for "not found".
+pub const MP_FLOATING_POINTER_COPY: GuestAddress = GuestAddress(0x10);
 /// End of base memory, 640 KiB; the PC has its video memory and ROMs from here to 1 MiB.
 pub const BASE_MEMORY_END: u64 = 0xa_0000;
 /// RSDP, in the area a BIOS would have it (ACPI 6.5, 5.2.5.1); the other ACPI tables follow.
@@ -104,7 +108,7 @@ pub const PVPANIC_PORT: u16 = 0x505;
 
 /// What Tandem itself writes below 1 MiB before the guest runs; no kernel may be loaded over it.
 pub const BOOT_TABLES: [Range<u64>; 5] = [
-    GDT_START.0..0x1000,
+    0..PAGE_SIZE,
     PVH_START_INFO.0..PAGE_TABLES_END,
     COMMAND_LINE.0..COMMAND_LINE.0 + PAGE_SIZE,
     EBDA_START.0..BASE_MEMORY_END,

@@ -7,7 +7,7 @@
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use super::layout::{IOAPIC_ID, IOAPIC_START, LAPIC_START, MP_FLOATING_POINTER};
+use super::layout::{IOAPIC_ID, IOAPIC_START, LAPIC_START, MP_FLOATING_POINTER, MP_FLOATING_POINTER_COPY};
 use super::tables::{BootInfo, TablesError, checksum};
 
 const SPECIFICATION_1_4: u8 = 4;
@@ -38,7 +38,7 @@ const LOCAL_INTERRUPT: u8 = 4;
 const INT: u8 = 0;
 const NMI: u8 = 1;
 
-/// Writes the floating pointer to [`MP_FLOATING_POINTER`] and the table to where it ends just below.
+/// Writes the floating pointer to [`MP_FLOATING_POINTER`] and its copy, and the table to where it ends just below.
 ///
 /// # Errors
 /// The address is not backed by guest memory.
@@ -48,7 +48,9 @@ pub(super) fn write(memory: &GuestMemoryMmap, info: &BootInfo) -> Result<(), Tab
     let start = GuestAddress((MP_FLOATING_POINTER.0 - table.len() as u64) & !0xf);
     let failed = |source| TablesError::Write { what: "MP table", source };
     memory.write_slice(&table, start).map_err(failed)?;
-    memory.write_slice(&floating_pointer(start), MP_FLOATING_POINTER).map_err(failed)
+    let pointer = floating_pointer(start);
+    memory.write_slice(&pointer, MP_FLOATING_POINTER).map_err(failed)?;
+    memory.write_slice(&pointer, MP_FLOATING_POINTER_COPY).map_err(failed)
 }
 
 fn floating_pointer(table: GuestAddress) -> [u8; 16] {
@@ -117,6 +119,7 @@ mod tests {
         let mut pointer = [0; 16];
         memory.read_slice(&mut pointer, MP_FLOATING_POINTER).unwrap();
         assert_eq!((&pointer[..4], sum(&pointer), pointer[8], pointer[9]), (&b"_MP_"[..], 0, 1, 4));
+        assert_eq!(memory.read_obj::<[u8; 16]>(MP_FLOATING_POINTER_COPY).unwrap(), pointer);
         let start = u64::from(u32::from_le_bytes(pointer[4..8].try_into().unwrap()));
         let mut table = vec![0; usize::from(memory.read_obj::<u16>(GuestAddress(start + 4)).unwrap())];
         memory.read_slice(&mut table, GuestAddress(start)).unwrap();

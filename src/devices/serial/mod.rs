@@ -1,7 +1,7 @@
 //! Serial port: a 16550A with flow control in both directions.
 //!
-//! It is our own because vm-superio's Serial has no CTS or RTS and no back-pressure: its output blocks or fails in the
-//! vCPU's thread, its input overruns.
+//! It is our own because vm-superio's Serial has CTS and RTS in loopback only and writes each byte, with a flush, to
+//! its destination in the vCPU's thread.
 //!
 //! **Output** gathers in a buffer that the event loop takes when [`Serial::output_event`] says so; a vCPU never waits
 //! for the terminal. When the buffer holds [`HIGH_WATER`] bytes, CTS falls and the transmitter stays full, so that
@@ -10,8 +10,9 @@
 //! nothing is lost. Whoever stops the machine calls [`Serial::close`] first, which ends that wait for good.
 //!
 //! **Input** is queued by the event loop and moves into the 16-byte receive FIFO as the guest empties it, while RTS
-//! is on (if the guest has ever used RTS) and the guest listens. [`Serial::input_event`] tells when the queue has room
-//! again.
+//! is on (if the guest has ever used RTS) and the guest listens. A queue that was full takes no more until it is empty,
+//! of which [`Serial::input_event`] tells: so the guest's interrupt handler finds an end. No baud rate paces the host,
+//! and a guest that only ever runs that handler never gets to lower RTS.
 //!
 //! **Interrupts** are edges: one whenever an enabled cause becomes pending. That is a real UART's rising line, and
 //! also the causes that arrive while the line is up already, which costs at most a spurious interrupt and leaves no
@@ -70,7 +71,7 @@ pub enum SerialError {
 struct Inner {
     uart: State,
     output: Vec<u8>,
-    /// The event loop has input for which there was no room.
+    /// There was no room for input of the event loop's; there is none until the guest has read what is queued.
     refused: bool,
     closed: bool,
 }
@@ -126,7 +127,7 @@ impl Serial {
         &self.output_event
     }
 
-    /// Readable when the queue has room again after [`enqueue`](Self::enqueue) refused input.
+    /// Readable when a queue that refused input is empty and takes input again ([`enqueue`](Self::enqueue)).
     pub fn input_event(&self) -> &EventFd {
         &self.input_event
     }
@@ -147,9 +148,10 @@ impl Serial {
     /// Self::input_event) tells when to try again.
     pub fn enqueue(&self, bytes: &[u8]) -> usize {
         self.update(lock(&self.inner), |inner| {
-            let accepted = INPUT_LIMIT.saturating_sub(inner.uart.input.len()).min(bytes.len());
+            let room = if inner.refused { 0 } else { INPUT_LIMIT.saturating_sub(inner.uart.input.len()) };
+            let accepted = room.min(bytes.len());
             inner.uart.input.extend(bytes.iter().take(accepted));
-            inner.refused = accepted < bytes.len();
+            inner.refused |= accepted < bytes.len();
             accepted
         })
     }
@@ -169,7 +171,7 @@ impl Serial {
         let arrived = inner.uart.fill();
         let interrupt = arrived || inner.uart.causes() & !causes_before != 0;
         let output = output_was_empty && !inner.output.is_empty();
-        let room = inner.refused && inner.uart.input.len() <= INPUT_LIMIT / 2;
+        let room = inner.refused && inner.uart.input.is_empty();
         inner.refused &= !room;
         drop(inner);
         if interrupt {

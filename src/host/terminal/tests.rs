@@ -83,6 +83,16 @@ fn restored_by_the_panic_hook() {
 }
 
 #[test]
+fn restored_on_exit_without_drop() {
+    assert_eq!(take("exit").0.code(), Some(9));
+}
+
+#[test]
+fn restored_on_termination() {
+    assert_eq!(take("terminated").0.signal(), Some(libc::SIGTERM));
+}
+
+#[test]
 fn restored_on_abort() {
     assert_eq!(take("abort").0.signal(), Some(libc::SIGABRT));
 }
@@ -175,6 +185,8 @@ fn child() {
             std::mem::forget(guard);
             panic!("on purpose");
         }
+        "exit" => std::process::exit(9),
+        "terminated" => kill(Pid::this(), Signal::SIGTERM).unwrap(),
         "abort" => std::process::abort(),
         // SAFETY: not safe at all: the first page is never mapped, so that the read faults.
         "fault" => drop(unsafe { std::ptr::without_provenance::<u8>(8).read_volatile() }),

@@ -1,7 +1,7 @@
 //! What CPUID tells the guest: KVM's supported entries less what this machine does not have, plus its topology.
 //!
 //! Leaf numbers and fields: Intel SDM vol. 2A, "CPUID"; AMD APM vol. 3, appendix E. A leaf without an entry reads as
-//! zeros, so hiding a leaf is leaving it out.
+//! zeros, so hiding a leaf is leaving it out. Software KVM (kvm_pvm) adds bits of the host's again.
 
 mod topology;
 

@@ -31,6 +31,9 @@ const XEN_ELFNOTE_GUEST_OS: u32 = 6;
 /// `GNU` note that the C library's start files put into every program they are linked into.
 const NT_GNU_ABI_TAG: u32 = 1;
 
+/// Linux has one note segment; each further one may cost unpacking a payload again.
+const MAX_NOTE_SEGMENTS: usize = 4;
+
 /// First bytes of every ELF file.
 pub const MAGIC: &[u8] = b"\x7fELF";
 
@@ -112,7 +115,9 @@ impl Elf {
             PT_INTERP => self.program = Some("it names a dynamic linker"),
             PT_DYNAMIC => self.program = self.program.or(Some("it is dynamically linked")),
             PT_TLS => self.program = self.program.or(Some("it has thread-local storage")),
-            PT_NOTE => self.notes.push(NoteSegment { offset, len: in_file, align }),
+            PT_NOTE if self.notes.len() < MAX_NOTE_SEGMENTS => {
+                self.notes.push(NoteSegment { offset, len: in_file, align })
+            }
             PT_LOAD if in_memory != 0 || in_file != 0 => {
                 if in_file > in_memory {
                     return Err(Reason::Malformed("a segment is longer in the file than in memory"));
@@ -247,5 +252,45 @@ impl Notes {
             _ => {}
         }
         desc_end.checked_next_multiple_of(align)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::arch::x86_64::kernel::fixture::note;
+
+    fn notes(align: u64, contents: &[u8]) -> Notes {
+        let mut notes = Notes::default();
+        notes.add(&NoteSegment { offset: 0, len: contents.len() as u64, align }, contents);
+        notes
+    }
+
+    #[test]
+    fn reads_notes_of_either_alignment() {
+        let pvh = note(b"Xen\0", XEN_ELFNOTE_PHYS32_ENTRY, &0x100_0850_u64.to_le_bytes());
+        // A property note is padded to 8 bytes, and gives its segment that alignment.
+        let property = note(b"GNU\0", 5, &[0; 16]);
+        let both = [property, note(b"Linux\0", 0x101, &[0; 4]), pvh].concat();
+        let expected = Notes { linux: true, pvh_entry: Some(0x100_0850), program: false };
+        assert_eq!((notes(4, &both), notes(8, &both)), (expected, expected));
+        let padded =
+            [note(b"four", 1, &[0; 4]), vec![0; 4], note(b"GNU\0", NT_GNU_ABI_TAG, &[0; 16])].concat();
+        assert!(notes(8, &padded).program);
+        assert_eq!(notes(4, &both[..both.len() - 1]).pvh_entry, None);
+    }
+
+    proptest! {
+        #[test]
+        fn survives_any_notes(mut contents in prop::collection::vec(any::<u8>(), 0..200), small: bool, eight: bool) {
+            if small {
+                // Lengths that are near, so that more than the first note is reached.
+                contents.iter_mut().for_each(|byte| *byte &= 0x13 * u8::from(*byte & 1 == 0));
+            }
+            let found = notes(if eight { 8 } else { 4 }, &contents);
+            prop_assert!(found.pvh_entry.is_none() || contents.windows(4).any(|name| name == b"Xen\0"));
+        }
     }
 }

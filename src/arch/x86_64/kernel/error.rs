@@ -64,10 +64,11 @@ pub enum Reason {
     /// `--boot pvh` for a kernel that has no PVH entry point.
     #[error("has no PVH entry point; build it with CONFIG_PVH=y or use --boot linux64")]
     NoPvhEntry,
+    /// `--boot pvh` for a bzImage that is to unpack itself.
+    #[error("is entered at its unpacking code and cannot use PVH; leave out --bzimage-decompress=guest")]
+    PvhNeedsHost,
     /// The entry point is not in the loaded contents.
-    #[error(
-        "is damaged: its entry point {0:#x} lies in none of its segments; link its load addresses (LMA) right"
-    )]
+    #[error("has its entry point {0:#x} outside of what is loaded; link it to a load (physical) address")]
     EntryOutside(u64),
     /// A bzImage older than what its use needs.
     #[error("is a bzImage of boot protocol {0:#06x}, too old; use a kernel of at least {1}")]

@@ -194,7 +194,7 @@ impl KernelFile {
             Content::Unpacked { payload, elf, .. } => {
                 payload_notes(&self.file, payload, elf).map(|n| n.pvh_entry)
             }
-            Content::SelfExtracting { .. } => Ok(None),
+            Content::SelfExtracting { .. } => Err(Reason::PvhNeedsHost),
         }
     }
 

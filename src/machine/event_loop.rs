@@ -11,6 +11,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use thiserror::Error;
 use vmm_sys_util::epoll::EventSet;
 
+use crate::host::memory::release_code_pages;
 use crate::host::terminal::RawMode;
 
 use super::host_io::{HostIo, Interests};
@@ -140,6 +141,7 @@ impl EventLoop {
         let start = Instant::now();
         let mut next_check = start + HALT_CHECK_PERIOD;
         let mut cpu_times: Vec<_> = vcpus.iter().map(VcpuThread::cpu_time).collect();
+        let mut settled = false;
         loop {
             if let Some(reason) = self.io.pump().map_err(EventLoopError::Stream)? {
                 self.latch.request(reason);
@@ -154,6 +156,10 @@ impl EventLoop {
             if now >= next_check {
                 next_check = now + HALT_CHECK_PERIOD;
                 check_halt(vcpus, halt_check, &mut cpu_times);
+                // Not before: a run of a few milliseconds should not fault its code in again.
+                if !std::mem::replace(&mut settled, true) {
+                    release_code_pages();
+                }
             }
             self.register()?;
             let deadline = timeout.map_or(next_check, |limit| next_check.min(start + limit));

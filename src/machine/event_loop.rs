@@ -163,7 +163,8 @@ impl EventLoop {
             }
             self.register()?;
             let deadline = timeout.map_or(next_check, |limit| next_check.min(start + limit));
-            self.wait(deadline.saturating_duration_since(now))?;
+            let time = deadline.saturating_duration_since(now);
+            self.wait(self.io.output_delay().map_or(time, |delay| delay.min(time)))?;
         }
     }
 
@@ -195,7 +196,7 @@ impl EventLoop {
 
     fn wait(&mut self, time: Duration) -> Result<(), EventLoopError> {
         // Rounded up, so that the loop does not spin through the last millisecond.
-        let milliseconds = i32::try_from(time.as_millis().saturating_add(1)).unwrap_or(i32::MAX);
+        let milliseconds = i32::try_from(time.as_micros().div_ceil(1000)).unwrap_or(i32::MAX);
         self.manager.run_with_timeout(milliseconds).map_err(EventLoopError::Epoll)?;
         let wakeups = self.manager.subscriber_mut(self.id).map_err(EventLoopError::Epoll)?;
         if let (true, Some(terminal)) = (std::mem::take(&mut wakeups.continued), &self.terminal) {

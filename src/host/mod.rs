@@ -3,6 +3,7 @@
 pub mod cgroup;
 pub mod cpu;
 pub mod kvm_backend;
+pub mod memory;
 pub mod mountinfo;
 pub mod paths;
 pub mod runtimes;

@@ -16,7 +16,8 @@ const BASE: &[&str] = &[
 
 /// For hosts whose KVM is software: it emulates kernel code and lacks these instructions, and CPUID there cannot hide
 /// them (docs/hosts.md).
-const SOFTWARE_KVM: &[&str] = &["emulated_kernel", "noxsave", "clearcpuid=cx16,popcnt,rdrand,rdseed,movbe,smap"];
+const SOFTWARE_KVM: &[&str] =
+    &["emulated_kernel", "noxsave", "clearcpuid=cx16,popcnt,rdrand,rdseed,movbe,smap"];
 
 /// What decides on the command line.
 #[derive(Clone, Copy, Debug, Default)]

@@ -11,6 +11,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use thiserror::Error;
 use vmm_sys_util::epoll::EventSet;
 
+use crate::host::memory::release_code_pages;
 use crate::host::terminal::RawMode;
 
 use super::host_io::{HostIo, Interests};
@@ -140,6 +141,7 @@ impl EventLoop {
         let start = Instant::now();
         let mut next_check = start + HALT_CHECK_PERIOD;
         let mut cpu_times: Vec<_> = vcpus.iter().map(VcpuThread::cpu_time).collect();
+        let mut settled = false;
         loop {
             if let Some(reason) = self.io.pump().map_err(EventLoopError::Stream)? {
                 self.latch.request(reason);
@@ -154,10 +156,15 @@ impl EventLoop {
             if now >= next_check {
                 next_check = now + HALT_CHECK_PERIOD;
                 check_halt(vcpus, halt_check, &mut cpu_times);
+                // Not before: a run of a few milliseconds should not fault its code in again.
+                if !std::mem::replace(&mut settled, true) {
+                    release_code_pages();
+                }
             }
             self.register()?;
             let deadline = timeout.map_or(next_check, |limit| next_check.min(start + limit));
-            self.wait(deadline.saturating_duration_since(now))?;
+            let time = deadline.saturating_duration_since(now);
+            self.wait(self.io.output_delay().map_or(time, |delay| delay.min(time)))?;
         }
     }
 
@@ -189,7 +196,7 @@ impl EventLoop {
 
     fn wait(&mut self, time: Duration) -> Result<(), EventLoopError> {
         // Rounded up, so that the loop does not spin through the last millisecond.
-        let milliseconds = i32::try_from(time.as_millis().saturating_add(1)).unwrap_or(i32::MAX);
+        let milliseconds = i32::try_from(time.as_micros().div_ceil(1000)).unwrap_or(i32::MAX);
         self.manager.run_with_timeout(milliseconds).map_err(EventLoopError::Epoll)?;
         let wakeups = self.manager.subscriber_mut(self.id).map_err(EventLoopError::Epoll)?;
         if let (true, Some(terminal)) = (std::mem::take(&mut wakeups.continued), &self.terminal) {

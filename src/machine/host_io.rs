@@ -3,6 +3,7 @@
 use std::io::{self, Stderr, Stdin, Stdout};
 use std::os::fd::RawFd;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::escape::{EscapeKey, HELP, Request};
 use super::frames::{FrameReader, write_stdin, write_stdin_end};
@@ -14,6 +15,9 @@ use crate::workload::channel::Kind;
 
 /// Bytes of one read of the standard input.
 const READ_LEN: usize = 4096;
+/// Output that follows other output sooner than this waits until then, to be written with what comes meanwhile: a
+/// wake-up for each byte would take the processor from the guest.
+const OUTPUT_PERIOD: Duration = Duration::from_millis(1);
 
 /// The host's end of a guest serial port.
 pub trait SerialEnd: Send + Sync {
@@ -70,6 +74,10 @@ pub struct HostIo {
     await_workload: bool,
     stamps: Arc<Stamps>,
     log: LogTail,
+    /// When output was last taken from the guest.
+    output_at: Option<Instant>,
+    /// Output may be there that is to wait.
+    output_waits: bool,
 }
 
 impl HostIo {
@@ -98,6 +106,8 @@ impl HostIo {
             await_workload,
             stamps,
             log: LogTail::default(),
+            output_at: None,
+            output_waits: false,
         }
     }
 
@@ -117,6 +127,11 @@ impl HostIo {
             stdout: self.stdout.waiting() > 0,
             stderr: self.stderr.waiting() > 0,
         }
+    }
+
+    /// If output waits to be written with more: for how long at most.
+    pub fn output_delay(&self) -> Option<Duration> {
+        self.output_waits.then_some(OUTPUT_PERIOD)
     }
 
     /// Descriptors that become readable when the guest has output or takes input.
@@ -143,7 +158,8 @@ impl HostIo {
     fn pump_output(&mut self, all: bool) -> io::Result<Option<StopReason>> {
         let mut stop = None;
         let (mut console, mut framed) = (Vec::new(), Vec::new());
-        while all || (self.stdout.has_room() && self.stderr.has_room()) {
+        self.output_waits = !all && self.output_at.is_some_and(|at| at.elapsed() < OUTPUT_PERIOD);
+        while all || (!self.output_waits && self.stdout.has_room() && self.stderr.has_room()) {
             self.console.take_output(&mut console);
             if let Some(channel) = &self.channel {
                 channel.port.take_output(&mut framed);
@@ -151,6 +167,7 @@ impl HostIo {
             if console.is_empty() && framed.is_empty() {
                 break;
             }
+            self.output_at = Some(Instant::now());
             if !console.is_empty() {
                 stop = self.console_output(&console)?.or(stop);
             }

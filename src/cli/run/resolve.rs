@@ -13,7 +13,7 @@ use crate::host::terminal::window_size;
 use crate::machine::command_line::{self, Needs};
 use crate::machine::config::{ConfigError, Console, MachineConfig, Request, Software};
 use crate::machine::outcome::exit_code;
-use crate::workload::cpio::{CpioError, Options, Overlay};
+use crate::workload::cpio::{CpioError, Options, Overlay, Owner};
 use crate::workload::initramfs::{Command, CommandError, Initramfs, InitramfsError};
 use crate::workload::manifest::{DIRECTORY, INIT_PATH, PATH};
 
@@ -99,6 +99,7 @@ fn software(
     if needs_init && initramfs.is_none() {
         return Err(ResolveError::NoInitramfs);
     }
+    warn(initramfs.as_ref(), backend);
     let needs = Needs { verbose: args.verbose, software_kvm: backend == KvmBackend::Software, tandem_init };
     let command_line = match &args.cmdline_only {
         Some(line) => line.clone(),
@@ -112,6 +113,20 @@ fn software(
         tandem_init,
         escape_key: args.console() == Console::Interactive && stdin_is_terminal(),
     })
+}
+
+/// Tells what will be missing or slow.
+fn warn(initramfs: Option<&Initramfs>, backend: KvmBackend) {
+    let Some(initramfs) = initramfs else { return };
+    for warning in initramfs.warnings() {
+        eprintln!("tandem: {warning}");
+    }
+    if let (Some(compression), KvmBackend::Software) = (initramfs.compression(), backend) {
+        eprintln!(
+            "tandem: this host's KVM is software, where a guest takes about a minute to unpack 1 MB of \
+             {compression}: give an uncompressed initramfs"
+        );
+    }
 }
 
 /// The initramfs: the root file system asked for, and Tandem's own files where its init is PID 1.
@@ -133,12 +148,21 @@ fn initramfs(
     }
     let none = Path::new("none");
     Ok(match (&args.root, &args.initrd, &images) {
-        (Some(root), ..) => Some(Initramfs::from_directory(root, Options::default(), overlay)?),
+        (Some(root), ..) => Some(Initramfs::from_directory(root, packing(), overlay)?),
         (None, Some(file), _) if file == none => None,
         (None, Some(file), _) => Some(Initramfs::from_archive(file, overlay)?),
         (None, None, Some(images)) => Some(Initramfs::from_archive(&images.initramfs, overlay)?),
         (None, None, None) => None,
     })
+}
+
+/// Files of a user who is not root would belong to someone unknown in the guest: there they are root's.
+fn packing() -> Options {
+    if nix::unistd::geteuid().is_root() {
+        Options::default()
+    } else {
+        Options { owner: Owner::Fixed { uid: 0, gid: 0 }, ..Options::default() }
+    }
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, ResolveError> {

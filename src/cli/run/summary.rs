@@ -1,8 +1,11 @@
 //! What `tandem run` says after the machine has stopped: nothing after an orderly end, unless asked.
 
+use std::fs::File;
+
 use serde_json::json;
 
 use super::RunArgs;
+use crate::arch::x86_64::kernel::Symbols;
 use crate::host::kvm_backend::KvmBackend;
 use crate::machine::Finished;
 use crate::machine::config::{Console, MachineConfig};
@@ -23,7 +26,7 @@ pub(super) fn print(
     finished: &Finished,
 ) -> u8 {
     let outcome = &finished.outcome;
-    let symbols = std::cell::LazyCell::new(|| config.kernel.symbols().ok());
+    let symbols = std::cell::LazyCell::new(|| symbols(config));
     let explanation = outcome.explanation(|address| symbols.as_ref()?.lookup(address));
     let code = outcome.exit_code();
     // An interactive user has seen it all; so has one who asked for the messages.
@@ -49,6 +52,13 @@ pub(super) fn print(
         print_milestones(stamps, backend);
     }
     code
+}
+
+/// The kernel's symbols: its own, or those of the System.map beside it, as for a bzImage.
+fn symbols(config: &MachineConfig) -> Option<Symbols> {
+    let beside =
+        || Symbols::from_system_map(File::open(config.kernel.path().with_file_name("System.map")).ok()?).ok();
+    config.kernel.symbols().ok().or_else(beside)
 }
 
 fn print_milestones(stamps: &Stamps, backend: KvmBackend) {

@@ -38,6 +38,7 @@ use linux_loader::loader::bootparam::setup_header;
 pub use load::LoadedKernel;
 pub use symbols::{SymbolError, Symbols};
 
+use super::layout::{HIMEM_START, MMIO_HOLE_START};
 pub use super::registers::BootProtocol;
 
 /// How much of a file's start holds all headers: the setup header ends below 0x300, program headers follow the ELF
@@ -45,10 +46,6 @@ pub use super::registers::BootProtocol;
 const HEAD_LEN: usize = 16 << 10;
 /// Note segments are a few hundred bytes.
 const MAX_NOTES: u64 = 64 << 10;
-/// Linux for x86 is never loaded lower (boot.rst, "Memory Layout").
-const LINUX_LOWEST: u64 = 1 << 20;
-/// End of the RAM below the PC's device hole; no `--memory` puts RAM at addresses from here to 4 GiB.
-const LOW_RAM_END: u64 = 3 << 30;
 
 /// The `--boot` option.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -234,11 +231,11 @@ impl KernelFile {
     }
 
     fn check_ranges(&self, ram: &[Range<u64>], reserved: &[Reserved]) -> Result<(), Reason> {
-        let low = Reserved { range: 0..LINUX_LOWEST, what: "the PC's tables and devices" };
+        let low = Reserved { range: 0..HIMEM_START, what: "the PC's tables and devices" };
         let linux = self.linux()?;
         for Range { start, end } in self.ranges() {
             if !ram.iter().any(|ram| ram.start <= start && end <= ram.end) {
-                return Err(if end <= LOW_RAM_END {
+                return Err(if end <= MMIO_HOLE_START {
                     let bytes: u64 = ram.iter().map(|ram| ram.end.saturating_sub(ram.start)).sum();
                     Reason::MemoryTooSmall { end: self.footprint().end, memory_mib: bytes >> 20 }
                 } else {

@@ -5,7 +5,6 @@ mod run;
 mod units;
 
 use std::ffi::OsString;
-use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
@@ -45,21 +44,20 @@ enum Command {
 }
 
 /// Parses the command line, runs the subcommand and returns the exit code.
-pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) => {
             let asked_for_help = !error.use_stderr();
             // Nobody may be there to read it.
             let _ = error.print();
-            return ExitCode::from(if asked_for_help { 0 } else { exit_code::CONFIGURATION });
+            return if asked_for_help { 0 } else { exit_code::CONFIGURATION };
         }
     };
-    let code = match cli.command {
+    match cli.command {
         Command::Run(args) => run::run(*args),
         Command::Doctor(args) => doctor::run(&args),
-    };
-    ExitCode::from(code)
+    }
 }
 
 /// Prints an error with its causes in one line.

@@ -5,9 +5,9 @@ mod run;
 mod units;
 
 use std::ffi::OsString;
-use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use tracing::level_filters::LevelFilter;
 
 use crate::machine::outcome::exit_code;
 
@@ -45,21 +45,31 @@ enum Command {
 }
 
 /// Parses the command line, runs the subcommand and returns the exit code.
-pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) => {
             let asked_for_help = !error.use_stderr();
             // Nobody may be there to read it.
             let _ = error.print();
-            return ExitCode::from(if asked_for_help { 0 } else { exit_code::CONFIGURATION });
+            return if asked_for_help { 0 } else { exit_code::CONFIGURATION };
         }
     };
-    let code = match cli.command {
+    log_to_stderr();
+    match cli.command {
         Command::Run(args) => run::run(*args),
         Command::Doctor(args) => doctor::run(&args),
-    };
-    ExitCode::from(code)
+    }
+}
+
+/// Sends what the rooms below log to stderr: warnings and errors, or from the level that TANDEM_LOG names.
+fn log_to_stderr() {
+    let wanted = std::env::var("TANDEM_LOG").ok().and_then(|level| level.parse().ok());
+    tracing_subscriber::fmt()
+        .with_max_level(wanted.unwrap_or(LevelFilter::WARN))
+        .with_writer(std::io::stderr)
+        .without_time()
+        .init();
 }
 
 /// Prints an error with its causes in one line.

@@ -148,7 +148,7 @@ pub fn run(args: RunArgs) -> u8 {
     }
     let finished = {
         let hypervisor = match KvmHypervisor::open() {
-            Ok(hypervisor) => hypervisor,
+            Ok(hypervisor) => Arc::new(hypervisor),
             Err(error) => {
                 report(&error);
                 eprintln!("tandem: 'tandem doctor' tells why and what to do");

@@ -95,7 +95,7 @@ pub enum RunState {
 }
 
 /// What the local APIC's timer and the processor model need to know of the host's hypervisor.
-pub trait Hypervisor: Send + Sync {
+pub trait Hypervisor: Send + Sync + 'static {
     type Vm: Vm;
 
     /// Creates a VM without memory, interrupt controller or vCPUs.

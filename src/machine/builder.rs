@@ -3,7 +3,6 @@
 
 use std::io;
 use std::sync::Arc;
-use std::thread;
 
 use kvm_bindings::kvm_cpuid_entry2;
 use thiserror::Error;
@@ -19,7 +18,7 @@ use super::event_loop::EventLoopError;
 use super::events::EventSink;
 use super::interrupts::Lines;
 use super::stop::StopLatch;
-use super::vcpu::{HaltCheck, VcpuContext};
+use super::vcpu::{HaltCheck, VcpuContext, WaitingThread};
 use crate::arch::x86_64::cpuid::{self, CpuidConfig};
 use crate::arch::x86_64::kernel::{KernelError, LoadedKernel};
 use crate::arch::x86_64::layout::{IOAPIC_PINS, KVM_TSS_START};
@@ -64,6 +63,9 @@ pub enum BuildError {
     /// The event loop cannot be set up.
     #[error("cannot set up the event loop")]
     EventLoop(#[from] EventLoopError),
+    /// A thread cannot be created.
+    #[error("cannot start a thread")]
+    Thread(#[source] io::Error),
     /// The terminal does not become raw.
     #[error("cannot use the terminal")]
     Terminal(#[from] TerminalError),
@@ -71,50 +73,57 @@ pub enum BuildError {
 
 /// A machine ready to run.
 pub struct Machine<V: Vm> {
-    pub(super) vcpus: Vec<V::Vcpu>,
+    /// Each vCPU with the thread that waits for it.
+    pub(super) vcpus: Vec<(WaitingVcpu<V::Vcpu>, V::Vcpu)>,
     pub(super) context: Arc<VcpuContext>,
     pub(super) events: Arc<EventSink>,
     pub(super) devices: Devices,
 }
+
+/// A vCPU's thread; that of the first begins with asking KVM for its CPUID.
+pub type WaitingVcpu<V> = WaitingThread<V, Option<hypervisor::Result<Vec<kvm_cpuid_entry2>>>>;
 
 /// Builds the machine.
 ///
 /// # Errors
 /// The host or KVM refuses something, or a file has changed since the configuration was checked.
 pub fn build<H: Hypervisor>(
-    hypervisor: &H,
+    hypervisor: &Arc<H>,
     config: &MachineConfig,
     stamps: Arc<Stamps>,
 ) -> Result<Machine<H::Vm>, BuildError> {
-    thread::scope(|scope| {
-        // Half a millisecond that needs nothing of the VM: asked while the VM is made.
-        let supported = scope.spawn(|| hypervisor.supported_cpuid());
-        let memory = allocate_memory(config)?;
-        let vm = Arc::new(hypervisor.create_vm()?);
-        map_memory(&*vm, &memory)?;
-        vm.reserve_pages(KVM_TSS_START)?;
-        vm.create_split_irqchip(IOAPIC_PINS)?;
-        let vcpus = (0..config.cpus).map(|id| vm.create_vcpu(id)).collect::<Result<Vec<_>, _>>()?;
+    // Half a millisecond that needs nothing of the VM: asked while the VM is made, by the thread that will run the
+    // first vCPU, since creating another one costs as much as it saves.
+    let asked = hypervisor.clone();
+    let first = WaitingThread::spawn(0, move || Some(asked.supported_cpuid())).map_err(BuildError::Thread)?;
+    let memory = allocate_memory(config)?;
+    let vm = Arc::new(hypervisor.create_vm()?);
+    map_memory(&*vm, &memory)?;
+    vm.reserve_pages(KVM_TSS_START)?;
+    vm.create_split_irqchip(IOAPIC_PINS)?;
+    let vcpus = (0..config.cpus).map(|id| vm.create_vcpu(id)).collect::<Result<Vec<_>, _>>()?;
 
-        let latch = Arc::new(StopLatch::new().map_err(BuildError::EventFd)?);
-        let wake = EventFd::new(EFD_NONBLOCK).map_err(|error| BuildError::EventFd(error.into()))?;
-        let events = Arc::new(EventSink::new(latch.clone(), stamps.clone(), wake));
-        let lines = Lines::new(vm);
-        let (devices, ports, mmio) = devices::make(config, &lines, events.clone())?;
+    let latch = Arc::new(StopLatch::new().map_err(BuildError::EventFd)?);
+    let wake = EventFd::new(EFD_NONBLOCK).map_err(|error| BuildError::EventFd(error.into()))?;
+    let events = Arc::new(EventSink::new(latch.clone(), stamps.clone(), wake));
+    let lines = Lines::new(vm);
+    let (devices, ports, mmio) = devices::make(config, &lines, events.clone())?;
 
-        let kernel = load(config, &memory)?;
-        // The thread does not panic: the call is a plain ioctl.
-        let supported = supported.join().unwrap_or_else(|_| Ok(Vec::new()))?;
-        let processor =
-            CpuidConfig { vcpus: config.cpus, tsc_deadline_timer: hypervisor.has_tsc_deadline_timer() };
-        let cpuid = cpuid::guest_cpuid(&supported, &processor);
-        describe_machine(config, &memory, &kernel, &cpuid, &devices)?;
-        configure_vcpus(&vcpus, cpuid, &kernel, config)?;
+    let kernel = load(config, &memory)?;
+    // The task does not panic: it is a plain ioctl.
+    let supported = first.result().flatten().unwrap_or_else(|| Ok(Vec::new()))?;
+    let processor =
+        CpuidConfig { vcpus: config.cpus, tsc_deadline_timer: hypervisor.has_tsc_deadline_timer() };
+    let cpuid = cpuid::guest_cpuid(&supported, &processor);
+    describe_machine(config, &memory, &kernel, &cpuid, &devices)?;
+    configure_vcpus(&vcpus, cpuid, &kernel, config)?;
 
-        let halt_check = HaltCheck::new(config.cpus);
-        let context = Arc::new(VcpuContext { ports, mmio, memory, latch, stamps, halt_check });
-        Ok(Machine { vcpus, context, events, devices })
-    })
+    let halt_check = HaltCheck::new(config.cpus);
+    let context = Arc::new(VcpuContext { ports, mmio, memory, latch, stamps, halt_check });
+    let others = (1..config.cpus).map(|id| WaitingThread::spawn(id, || None));
+    let threads: io::Result<Vec<_>> = std::iter::once(Ok(first)).chain(others).collect();
+    let vcpus = threads.map_err(BuildError::Thread)?.into_iter().zip(vcpus).collect();
+    Ok(Machine { vcpus, context, events, devices })
 }
 
 fn allocate_memory(config: &MachineConfig) -> Result<GuestMemoryMmap, BuildError> {

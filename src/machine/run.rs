@@ -1,5 +1,6 @@
 //! A machine's life: built, run, stopped, cleaned up.
 
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use super::builder::{BuildError, Machine, build};
@@ -33,7 +34,7 @@ const LOG_LINES: usize = 30;
 /// # Errors
 /// The machine could not be set up. What happens later is part of the outcome.
 pub fn run<H: Hypervisor>(
-    hypervisor: &H,
+    hypervisor: &Arc<H>,
     config: &MachineConfig,
     stamps: &Arc<Stamps>,
 ) -> Result<Finished, BuildError> {
@@ -51,28 +52,25 @@ impl<V: Vm> Machine<V> {
         let latch = context.latch.clone();
         // Dropped with the loop, before anything is said about the end.
         let terminal = if config.escape_key { RawMode::enter(std::io::stdin())? } else { None };
-        let mut event_loop = EventLoop::new(
-            latch.clone(),
-            host_io(config, &devices, stamps),
-            &[std::os::fd::AsRawFd::as_raw_fd(events.wake_event())],
-            terminal,
-        )?;
         stamps.stamp(Milestone::Ready);
-        let mut threads = Vec::with_capacity(vcpus.len());
-        for (id, vcpu) in (0..).zip(vcpus) {
-            match VcpuThread::spawn(id, vcpu, context.clone()) {
-                Ok(thread) => threads.push(thread),
-                Err(error) => latch.request(StopReason::Internal(format!("cannot start vCPU {id}: {error}"))),
-            }
-        }
-        if let Err(error) = event_loop.run(&threads, &context.halt_check, config.timeout) {
-            latch.request(StopReason::Internal(describe(&error)));
+        let threads: Vec<_> =
+            vcpus.into_iter().map(|(thread, vcpu)| thread.start(vcpu, context.clone())).collect();
+        // Made while the guest runs already.
+        let wake = events.wake_event().as_raw_fd();
+        let event_loop = EventLoop::new(latch.clone(), host_io(config, &devices, stamps), &[wake], terminal)
+            .and_then(|mut event_loop| {
+                event_loop.run(&threads, &context.halt_check, config.timeout)?;
+                Ok(event_loop)
+            });
+        if let Err(error) = &event_loop {
+            latch.request(StopReason::Internal(describe(error)));
         }
         stamps.stamp(Milestone::Stopped);
         devices.close();
         threads.iter().for_each(VcpuThread::interrupt);
         threads.into_iter().for_each(VcpuThread::join);
 
+        let mut event_loop = event_loop?;
         let reason = latch.reason().cloned().unwrap_or(StopReason::Internal("no reason to stop".into()));
         let patient = matches!(reason, StopReason::PowerOff(_) | StopReason::Reset(_) | StopReason::Fault(_));
         let unread = event_loop.drain(patient).unwrap_or(0);

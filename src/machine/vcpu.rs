@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
 use std::{io, time::Duration};
 
@@ -156,21 +157,47 @@ pub fn prepare_interrupts() -> Result<(), Error> {
         .map_err(|source| Error { call: "sigaction for the vCPU signal".into(), source })
 }
 
-impl VcpuThread {
-    /// Starts the vCPU.
+/// A thread that waits for the vCPU it is to run, and does something else before.
+pub struct WaitingThread<V, T> {
+    handle: JoinHandle<()>,
+    start: SyncSender<(V, Arc<VcpuContext>)>,
+    result: Receiver<T>,
+}
+
+impl<V: Vcpu, T: Send + 'static> WaitingThread<V, T> {
+    /// Creates the thread for vCPU `id`, which begins with `task`. Dropped before it is started, it ends by itself.
     ///
     /// # Errors
     /// The thread cannot be created.
-    pub fn spawn<V: Vcpu>(id: u8, mut vcpu: V, context: Arc<VcpuContext>) -> io::Result<Self> {
-        let interrupter = vcpu.interrupter();
+    pub fn spawn(id: u8, task: impl FnOnce() -> T + Send + 'static) -> io::Result<Self> {
+        let (start, wait) = sync_channel::<(V, Arc<VcpuContext>)>(1);
+        let (tell, result) = sync_channel(1);
         let handle = thread::Builder::new().name(format!("vcpu{id}")).spawn(move || {
+            // Who no longer wants to know has dropped the other end, and that of the next line too.
+            let _ = tell.send(task());
+            let Ok((mut vcpu, context)) = wait.recv() else { return };
             let _guard = PanicGuard(&context.latch);
             context.stamps.stamp(Milestone::KernelEntered);
             run(id, &mut vcpu, &context);
         })?;
-        Ok(Self { handle, interrupter })
+        Ok(Self { handle, start, result })
     }
 
+    /// What the task returned, once it has; `None` if it panicked.
+    pub fn result(&self) -> Option<T> {
+        self.result.recv().ok()
+    }
+
+    /// Starts the vCPU.
+    pub fn start(self, vcpu: V, context: Arc<VcpuContext>) -> VcpuThread {
+        let interrupter = vcpu.interrupter();
+        // The thread waits for this, or its task has panicked and `result` said so.
+        let _ = self.start.send((vcpu, context));
+        VcpuThread { handle: self.handle, interrupter }
+    }
+}
+
+impl VcpuThread {
     /// Makes the vCPU look at what is wanted: to stop, or to tell whether it has halted.
     pub fn interrupt(&self) {
         self.interrupter.request();

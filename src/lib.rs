@@ -4,8 +4,10 @@
 //! `workload`, `milestone`, `host`. See `docs/architecture.md`.
 
 pub mod arch;
+pub mod cli;
 pub mod devices;
 pub mod host;
 pub mod hypervisor;
+pub mod machine;
 pub mod milestone;
 pub mod workload;

@@ -1,1 +1,10 @@
 //! The host: cgroup layouts, mounts, /proc, the terminal.
+
+pub mod cgroup;
+pub mod cpu;
+pub mod kvm_backend;
+pub mod memory;
+pub mod mountinfo;
+pub mod paths;
+pub mod runtimes;
+pub mod terminal;

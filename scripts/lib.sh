@@ -1,0 +1,99 @@
+# shellcheck shell=bash
+# Sourced by the scripts beside it.
+
+# A cargo installed by rustup is found although the login shell has not been started again.
+case ":$PATH:" in
+*":$HOME/.cargo/bin:"*) ;;
+*) PATH=$PATH:$HOME/.cargo/bin ;;
+esac
+
+die() {
+    echo "$(basename "$0"): $*" >&2
+    exit 1
+}
+
+# Milliseconds since the epoch.
+now_ms() { echo $((${EPOCHREALTIME/[.,]/} / 1000)); }
+
+# seconds_since START_MS: with one decimal.
+seconds_since() {
+    local ms=$(($(now_ms) - $1))
+    printf '%d.%d s' $((ms / 1000)) $((ms % 1000 / 100))
+}
+
+# authorise: asks for sudo's password now, if there is one to ask for. Stages run in the background, where nobody can be
+# asked, and may have packages to install; each of them renews the permission.
+authorised=
+authorise() {
+    if [ "$(id -u)" = 0 ] || ! command -v sudo >/dev/null; then return; fi
+    if ! sudo -n true 2>/dev/null; then
+        echo "Packages may have to be installed later on, for which sudo wants your password now."
+        sudo -v
+    fi
+    authorised=1
+}
+
+stage_pid=
+# Ends the stage that runs, if any; for a trap.
+stop_stage() {
+    [ -z "$stage_pid" ] || kill "$stage_pid" 2>/dev/null || true
+}
+
+# stage NAME LIMIT LOG COMMAND...: runs the command for at most LIMIT seconds with its output in LOG. Shows what it is
+# at while it runs and how long it took, and the end of the log if it fails, whose status is returned.
+stage() {
+    local name=$1 limit=$2 log=$3 begin shown status=0
+    shift 3
+    if [ -n "$authorised" ]; then sudo -n -v 2>/dev/null || true; fi
+    begin=$(now_ms)
+    shown=$begin
+    # timeout puts the command into a process group of its own and ends the whole of it.
+    timeout --kill-after=10 "$limit" "$@" >"$log" 2>&1 </dev/null &
+    stage_pid=$!
+    [ ! -t 1 ] || printf '\r\e[K%-28s ...' "$name"
+    while kill -0 "$stage_pid" 2>/dev/null; do
+        sleep 0.2
+        if [ -t 1 ]; then
+            printf '\r\e[K%-28s %8s  %.60s' "$name" "$(seconds_since "$begin")" "$(last_line "$log")"
+        elif (($(now_ms) - shown > 30000)); then
+            printf '%-28s %8s  %.60s\n' "$name" "$(seconds_since "$begin")" "$(last_line "$log")"
+            shown=$(now_ms)
+        fi
+    done
+    wait "$stage_pid" || status=$?
+    stage_pid=
+    [ ! -t 1 ] || printf '\r\e[K'
+    case $status in
+    0) printf '%-28s %8s\n' "$name" "$(seconds_since "$begin")" ;;
+    124 | 137) printf '%-28s %8s  FAILED: not done within %s s\n' "$name" "$(seconds_since "$begin")" "$limit" ;;
+    *) printf '%-28s %8s  FAILED with status %s\n' "$name" "$(seconds_since "$begin")" "$status" ;;
+    esac
+    if [ "$status" != 0 ]; then
+        # What failed may be far from the end.
+        { grep -E '\.\.\. FAILED$|^FAIL |panicked at|^error' "$log" | head -n 20 || true; echo ...; tail -n 40 "$log"; } |
+            sed 's/^/    /'
+        echo "    (all of it: $log)"
+    fi
+    return "$status"
+}
+
+# The last line of a log as it stands, control characters taken out.
+last_line() { tail -c 400 "$1" | tr '\r' '\n' | sed '/^[[:space:]]*$/d' | tail -n 1 | tr -cd '[:print:]'; }
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then
+        "$@"
+    elif command -v sudo >/dev/null; then
+        sudo "$@"
+    else
+        die "this needs root and there is no sudo; as root, run: $*"
+    fi
+}
+
+target_dir=${CARGO_TARGET_DIR:-target}
+# Where cargo puts the program; .cargo/config.toml names the target.
+# shellcheck disable=SC2034 # used by those who source this
+release_binary=$target_dir/x86_64-unknown-linux-gnu/release/tandem
+
+# built_guest FLAVOUR: whether scripts/build-guest has made it, which it then does again without installing anything.
+built_guest() { [ -e "${TANDEM_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/tandem}/guest/$1/vmlinux" ]; }

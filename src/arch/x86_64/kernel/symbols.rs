@@ -1,0 +1,276 @@
+//! From a guest address to `name+0x2f`, by the kernel's own symbol table or a `System.map`.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
+
+use super::bytes::{u16_at, u32_at, u64_at};
+
+/// No table is read beyond this many bytes; Linux' are below 16 MiB.
+const MAX_TABLE: u64 = 64 << 20;
+/// How far from a symbol without a size an address may be: assembly code.
+const MAX_UNSIZED: u64 = 64 << 10;
+/// Longest name shown, in characters; Linux' are below 512.
+const MAX_NAME: usize = 256;
+const SECTION_HEADER_LEN: usize = 64;
+const SYMBOL_LEN: usize = 24;
+const PROGRAM_HEADER_LEN: usize = 56;
+const SHT_SYMTAB: u32 = 2;
+const SHN_UNDEF: u16 = 0;
+const STT_NOTYPE: u8 = 0;
+const STT_FUNC: u8 = 2;
+const PT_LOAD: u32 = 1;
+
+/// Why there are no symbols.
+#[derive(Debug, thiserror::Error)]
+pub enum SymbolError {
+    /// The file cannot be read or is shorter than its headers say.
+    #[error("the symbol table cannot be read")]
+    Read(#[source] io::Error),
+    /// There is no symbol table.
+    #[error("the kernel has no symbols: it was stripped or is a bzImage; a System.map next to it would do")]
+    None,
+}
+
+/// The code symbols of a kernel, sorted by address.
+#[derive(Debug, Default)]
+pub struct Symbols {
+    entries: Vec<Entry>,
+    /// Names, each ended by a NUL byte.
+    names: Vec<u8>,
+    /// For code that runs before paging is set up: (physical address, length, virtual address) of each segment.
+    segments: Vec<(u64, u64, u64)>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    address: u64,
+    /// 0: unknown.
+    size: u64,
+    name: u32,
+}
+
+impl Symbols {
+    /// Reads the symbol table of an ELF64 file.
+    ///
+    /// # Errors
+    /// If there is none or it cannot be read.
+    pub fn from_elf(file: &File) -> Result<Self, SymbolError> {
+        let header = read_table(file, 0, 64)?;
+        let sections = table(file, &header, 40, 60, SECTION_HEADER_LEN)?;
+        let mut sections = sections.chunks_exact(SECTION_HEADER_LEN);
+        let all = sections.clone();
+        let symtab = sections.find(|s| u32_at(s, 4) == Some(SHT_SYMTAB)).ok_or(SymbolError::None)?;
+        let link = u32_at(symtab, 40).and_then(|link| usize::try_from(link).ok()).unwrap_or(usize::MAX);
+        let strtab = all.clone().nth(link).ok_or(SymbolError::None)?;
+        let contents = |section| {
+            let (offset, len) =
+                (u64_at(section, 24).unwrap_or_default(), u64_at(section, 32).unwrap_or_default());
+            read_table(file, offset, len)
+        };
+        let entries = contents(symtab)?.chunks_exact(SYMBOL_LEN).filter_map(parse_symbol).collect();
+        let segments = table(file, &header, 32, 56, PROGRAM_HEADER_LEN)?;
+        let segments = segments.chunks_exact(PROGRAM_HEADER_LEN).filter(|s| u32_at(s, 0) == Some(PT_LOAD));
+        let segments =
+            segments.filter_map(|s| Some((u64_at(s, 24)?, u64_at(s, 40)?, u64_at(s, 16)?))).collect();
+        Self { entries, names: contents(strtab)?, segments }.sorted()
+    }
+
+    /// Reads a `System.map`: lines of address, type and name, as `nm` prints them; other lines are skipped.
+    ///
+    /// # Errors
+    /// If it cannot be read or names no code, like the stub that Debian installs.
+    pub fn from_system_map(map: impl Read) -> Result<Self, SymbolError> {
+        let mut text = Vec::new();
+        map.take(MAX_TABLE).read_to_end(&mut text).map_err(SymbolError::Read)?;
+        let mut symbols = Self::default();
+        for line in text.split(|byte| *byte == b'\n') {
+            let mut words = line.splitn(3, |byte| *byte == b' ');
+            let (Some(address), Some([kind]), Some(name)) = (words.next(), words.next(), words.next()) else {
+                continue;
+            };
+            let address =
+                std::str::from_utf8(address).ok().and_then(|text| u64::from_str_radix(text, 16).ok());
+            if let (Some(address), b'T' | b't' | b'W' | b'w') = (address, kind) {
+                let at = u32::try_from(symbols.names.len()).map_err(|_| SymbolError::None)?;
+                symbols.entries.push(Entry { address, size: 0, name: at });
+                symbols.names.extend_from_slice(name);
+                symbols.names.push(0);
+            }
+        }
+        symbols.sorted()
+    }
+
+    fn sorted(mut self) -> Result<Self, SymbolError> {
+        // Of several names for an address the one with a size, a function, says most.
+        self.entries.sort_by_key(|entry| (entry.address, std::cmp::Reverse(entry.size)));
+        self.entries.dedup_by_key(|entry| entry.address);
+        if self.entries.is_empty() { Err(SymbolError::None) } else { Ok(self) }
+    }
+
+    /// The symbol `address` lies in, as `name+0x2f`. A physical address is looked up as the virtual address it is
+    /// loaded for, so that early boot code has names as well. A kernel that moved itself (KASLR) finds none or wrong
+    /// ones: Linux says `nokaslr`.
+    pub fn lookup(&self, address: u64) -> Option<String> {
+        self.lookup_virtual(address).or_else(|| {
+            self.segments.iter().find_map(|&(phys, len, virt)| {
+                let offset = address.checked_sub(phys).filter(|offset| *offset < len)?;
+                self.lookup_virtual(virt.checked_add(offset)?)
+            })
+        })
+    }
+
+    fn lookup_virtual(&self, address: u64) -> Option<String> {
+        let after = self.entries.partition_point(|entry| entry.address <= address);
+        let entry = self.entries.get(after.checked_sub(1)?)?;
+        let offset = address.checked_sub(entry.address)?;
+        let size = if entry.size == 0 { MAX_UNSIZED } else { entry.size };
+        (offset < size).then(|| format!("{}+{offset:#x}", self.name(entry)))
+    }
+
+    /// The symbol's name, without what could do harm on a terminal.
+    fn name(&self, entry: &Entry) -> String {
+        let bytes = usize::try_from(entry.name).ok().and_then(|at| self.names.get(at..)).unwrap_or_default();
+        let bytes = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
+        let printable = |byte: &u8| if byte.is_ascii_graphic() { char::from(*byte) } else { '?' };
+        bytes.iter().take(MAX_NAME).map(printable).collect()
+    }
+}
+
+/// Reads `len` bytes at `offset`, at most [`MAX_TABLE`].
+fn read_table(file: &File, offset: u64, len: u64) -> Result<Vec<u8>, SymbolError> {
+    // Allocated only once the file is known to be that long.
+    let file_len = file.metadata().map_err(SymbolError::Read)?.len();
+    let len = len.min(MAX_TABLE).min(file_len.saturating_sub(offset));
+    let mut bytes = vec![0; usize::try_from(len).unwrap_or_default()];
+    file.read_exact_at(&mut bytes, offset).map_err(SymbolError::Read)?;
+    Ok(bytes)
+}
+
+/// Reads a table of headers whose offset and count the ELF header gives at `offset_at` and `count_at`, and the size of
+/// an entry just before the count.
+fn table(
+    file: &File,
+    header: &[u8],
+    offset_at: usize,
+    count_at: usize,
+    entry_len: usize,
+) -> Result<Vec<u8>, SymbolError> {
+    let fields = (u64_at(header, offset_at), u16_at(header, count_at - 2), u16_at(header, count_at));
+    match fields {
+        (Some(offset), Some(len), Some(count)) if usize::from(len) == entry_len => {
+            read_table(file, offset, u64::from(len) * u64::from(count))
+        }
+        _ => Err(SymbolError::None),
+    }
+}
+
+/// A symbol table entry, if it is defined code.
+fn parse_symbol(symbol: &[u8]) -> Option<Entry> {
+    let kind = symbol.get(4)? & 0xf;
+    let name = u32_at(symbol, 0)?;
+    if name == 0 || u16_at(symbol, 6)? == SHN_UNDEF || !matches!(kind, STT_NOTYPE | STT_FUNC) {
+        return None;
+    }
+    Some(Entry { address: u64_at(symbol, 8)?, size: u64_at(symbol, 16)?, name })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::arch::x86_64::kernel::fixture::{KERNEL_HALF, elf, file};
+
+    /// An ELF file with the symbols given as (name, info, section, address, size).
+    fn with_symbols(symbols: &[(&str, u8, u16, u64, u64)]) -> Vec<u8> {
+        let (mut table, mut names) = (vec![0; SYMBOL_LEN], vec![0]);
+        for (name, info, section, address, size) in symbols {
+            table.extend_from_slice(&(names.len() as u32).to_le_bytes());
+            table.extend_from_slice(&[*info, 0]);
+            table.extend_from_slice(&section.to_le_bytes());
+            table.extend_from_slice(&address.to_le_bytes());
+            table.extend_from_slice(&size.to_le_bytes());
+            names.extend_from_slice(name.as_bytes());
+            names.push(0);
+        }
+        let mut bytes = elf(0x1000, &[(0x1000, KERNEL_HALF, &[0; 64], 64)], &[]);
+        let (table_at, names_at) = (bytes.len(), bytes.len() + table.len());
+        let sections_at = names_at + names.len();
+        bytes.extend([table.as_slice(), &names].concat());
+        for (kind, at, len) in [(0_u32, 0, 0), (2, table_at, table.len()), (3, names_at, names.len())] {
+            let mut section = [0; SECTION_HEADER_LEN];
+            section[4..8].copy_from_slice(&kind.to_le_bytes());
+            section[24..32].copy_from_slice(&(at as u64).to_le_bytes());
+            section[32..40].copy_from_slice(&(len as u64).to_le_bytes());
+            section[40] = 2;
+            bytes.extend_from_slice(&section);
+        }
+        bytes[40..48].copy_from_slice(&(sections_at as u64).to_le_bytes());
+        bytes[60] = 3;
+        bytes
+    }
+
+    #[test]
+    fn finds_code_by_virtual_and_physical_address() {
+        let base = KERNEL_HALF;
+        let bytes = with_symbols(&[
+            ("second", 2, 1, base + 0x20, 0x10),
+            ("label", 0, 1, base + 0x20, 0),
+            ("first", 0x12, 1, base, 8),
+            ("\x1b[31m", 2, 1, base + 0x30, 1),
+            ("data", 1, 1, base + 0x24, 4),
+            ("undefined", 2, 0, base + 0x25, 4),
+        ]);
+        let symbols = Symbols::from_elf(file(&bytes).as_file()).unwrap();
+        let lookup = |address| symbols.lookup(address);
+        assert_eq!(lookup(base).unwrap(), "first+0x0");
+        assert_eq!(lookup(base + 8), None);
+        assert_eq!(lookup(base + 0x2f).unwrap(), "second+0xf");
+        assert_eq!(lookup(0x1021).unwrap(), "second+0x1");
+        assert_eq!(lookup(base + 0x30).unwrap(), "?[31m+0x0");
+        assert_eq!(lookup(0), None);
+        assert_eq!(lookup(u64::MAX), None);
+    }
+
+    #[test]
+    fn says_when_there_are_none() {
+        let stripped = elf(0x1000, &[(0x1000, 0, b"code", 4)], &[]);
+        assert!(matches!(Symbols::from_elf(file(&stripped).as_file()), Err(SymbolError::None)));
+        assert!(matches!(Symbols::from_elf(file(b"").as_file()), Err(SymbolError::None)));
+        let stub = b"ffffffffffffffff B The real System.map is in the linux-image-<version>-dbg package\n";
+        assert!(matches!(Symbols::from_system_map(stub.as_slice()), Err(SymbolError::None)));
+    }
+
+    #[test]
+    fn reads_system_map() {
+        let map = b"0000000000000000 D per_cpu\nffffffff81000000 T _text\njunk\nffffffff81000040 t local\n";
+        let symbols = Symbols::from_system_map(map.as_slice()).unwrap();
+        assert_eq!(symbols.lookup(0xffff_ffff_8100_003f).unwrap(), "_text+0x3f");
+        assert_eq!(symbols.lookup(0xffff_ffff_8100_0041).unwrap(), "local+0x1");
+        assert_eq!(symbols.lookup(0xffff_ffff_8102_0041), None);
+        assert_eq!(symbols.lookup(0x10), None);
+    }
+
+    proptest! {
+        #[test]
+        fn survives_damage(damage in prop::collection::vec((0_usize..600, any::<u8>()), 1..8), address: u64) {
+            let mut bytes = with_symbols(&[("a", 2, 1, 0x1000, 0), ("b", 2, 1, u64::MAX, 9)]);
+            for (at, value) in damage {
+                if let Some(byte) = bytes.get_mut(at) {
+                    *byte = value;
+                }
+            }
+            if let Ok(symbols) = Symbols::from_elf(file(&bytes).as_file()) {
+                for address in [address, 0x1000, u64::MAX] {
+                    prop_assert!(symbols.lookup(address).is_none_or(|name| name.contains("+0x")));
+                }
+            }
+        }
+
+        #[test]
+        fn survives_any_map(map in prop::collection::vec(any::<u8>(), 0..500)) {
+            let _ = Symbols::from_system_map(map.as_slice());
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! `tandem doctor`: what this host can do, and what to do about what it cannot.
+
+mod facts;
+mod host;
+mod kvm;
+mod report;
+
+use std::io::{self, IsTerminal, Write};
+
+use self::facts::Facts;
+use self::report::{Finding, Report};
+
+/// Arguments of `tandem doctor`.
+#[derive(Debug, clap::Args)]
+pub struct DoctorArgs {
+    /// Print the findings as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Examines the host and prints the findings on standard output. Returns the exit status: 0 if `tandem run` can work
+/// here, else 1.
+pub fn run(args: &DoctorArgs) -> u8 {
+    let report = Report { findings: findings(&Facts::gather()) };
+    let mut out = io::stdout().lock();
+    let printed = match args.json {
+        true => writeln!(out, "{}", report.to_json()),
+        false => write!(out, "{}", report.to_text(wants_colour(&out))),
+    };
+    // Who closes standard output early still gets the answer from the status.
+    let _ = printed;
+    u8::from(!report.can_run())
+}
+
+fn findings(facts: &Facts) -> Vec<Finding> {
+    let mut findings = kvm::findings(facts);
+    findings.extend(host::findings(facts));
+    findings
+}
+
+/// Colours go to a terminal only, and not if the user does not want any (<https://no-color.org>).
+fn wants_colour(out: &impl IsTerminal) -> bool {
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+    out.is_terminal() && set("NO_COLOR").is_none() && set("TERM").is_none_or(|term| term != "dumb")
+}

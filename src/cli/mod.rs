@@ -1,0 +1,84 @@
+//! The command line: one file per subcommand.
+
+mod doctor;
+mod run;
+mod units;
+
+use std::ffi::OsString;
+
+use clap::{Parser, Subcommand};
+use tracing::level_filters::LevelFilter;
+
+use crate::machine::outcome::exit_code;
+
+/// Exit codes as `--help` tells them.
+const EXIT_CODES: &str = "\
+Exit codes of `tandem run`:
+  0        the guest powered off (with `-- COMMAND`: the command's status)
+  3        the guest reset itself
+  4        the guest's kernel panicked
+  5        triple fault
+  6        KVM could not go on: emulation failure, refused entry, internal error
+  7        all vCPUs halted with interrupts off
+  8        PID 1 of the guest could not do its work
+  124      the time given with --timeout was over
+  125      Tandem could not set the machine up
+  126      bad configuration, or a command that cannot be executed
+  127      command or file not found
+  128+n    signal n ended Tandem or the command";
+
+/// Runs a workload in a small virtual machine on KVM.
+#[derive(Debug, Parser)]
+#[command(name = "tandem", version, after_help = EXIT_CODES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Boot a guest: to a shell, or to run one command
+    #[command(after_help = EXIT_CODES)]
+    Run(Box<run::RunArgs>),
+    /// Tell what this host can do, and what to do about what it cannot
+    Doctor(doctor::DoctorArgs),
+}
+
+/// Parses the command line, runs the subcommand and returns the exit code.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            let asked_for_help = !error.use_stderr();
+            // Nobody may be there to read it.
+            let _ = error.print();
+            return if asked_for_help { 0 } else { exit_code::CONFIGURATION };
+        }
+    };
+    log_to_stderr();
+    match cli.command {
+        Command::Run(args) => run::run(*args),
+        Command::Doctor(args) => doctor::run(&args),
+    }
+}
+
+/// Sends what the rooms below log to stderr: warnings and errors, or from the level that TANDEM_LOG names.
+fn log_to_stderr() {
+    let wanted = std::env::var("TANDEM_LOG").ok().and_then(|level| level.parse().ok());
+    tracing_subscriber::fmt()
+        .with_max_level(wanted.unwrap_or(LevelFilter::WARN))
+        .with_writer(std::io::stderr)
+        .without_time()
+        .init();
+}
+
+/// Prints an error with its causes in one line.
+fn report(error: &dyn std::error::Error) {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text += &format!(": {inner}");
+        cause = inner.source();
+    }
+    eprintln!("tandem: {text}");
+}

@@ -1,0 +1,173 @@
+//! `tandem run`: boot a guest, to a shell or to run one command.
+
+mod dry_run;
+mod resolve;
+mod summary;
+
+use std::ffi::OsString;
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+
+use super::report;
+use super::units::{parse_duration, parse_size};
+use crate::arch::x86_64::kernel::{BootChoice, Unpacker};
+use crate::host::kvm_backend::KvmBackend;
+use crate::hypervisor::kvm::KvmHypervisor;
+use crate::machine::outcome::exit_code;
+use crate::machine::{self, config::Console};
+use crate::milestone::{Milestone, Stamps};
+
+/// Arguments of `tandem run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Kernel: ELF vmlinux or bzImage [default: the guest built by scripts/build-guest]
+    #[arg(long, value_name = "FILE")]
+    kernel: Option<PathBuf>,
+    /// Initramfs, a cpio archive, or `none` [default: the built guest's, for a Linux kernel]
+    #[arg(long, value_name = "FILE", conflicts_with = "root")]
+    initrd: Option<PathBuf>,
+    /// Directory tree to use as the guest's root file system; it is copied, never changed
+    #[arg(long, value_name = "DIR")]
+    root: Option<PathBuf>,
+    /// Words to append to the kernel's command line
+    #[arg(long, value_name = "WORDS", default_value = "", allow_hyphen_values = true)]
+    cmdline: String,
+    /// The whole command line of the kernel, in place of Tandem's
+    #[arg(long, value_name = "WORDS", conflicts_with = "cmdline", allow_hyphen_values = true)]
+    cmdline_only: Option<String>,
+    /// Guest memory
+    #[arg(long, value_name = "SIZE", default_value = "128M", value_parser = parse_size)]
+    memory: u64,
+    /// Number of vCPUs
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    cpus: u32,
+    /// How to enter the kernel
+    #[arg(long, value_enum, default_value_t = Boot::Auto)]
+    boot: Boot,
+    /// Who unpacks a bzImage
+    #[arg(long, value_enum, default_value_t = Decompress::Host)]
+    bzimage_decompress: Decompress,
+    /// What to connect the standard streams to when no command is given
+    #[arg(long, value_enum, default_value_t = ConsoleChoice::Serial)]
+    console: ConsoleChoice,
+    /// Environment variable of the command; repeatable
+    #[arg(long, value_name = "NAME=VALUE")]
+    env: Vec<String>,
+    /// Working directory of the command
+    #[arg(long, value_name = "DIR")]
+    workdir: Option<PathBuf>,
+    /// End the run after this time, with exit code 124
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    timeout: Option<Duration>,
+    /// Print the resolved configuration and the guest's memory map, and run nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Print the milestones after the run, on stderr
+    #[arg(long)]
+    time: bool,
+    /// Print --dry-run or the summary of the run as JSON; the latter on stderr
+    #[arg(long)]
+    json: bool,
+    /// Show the guest kernel's messages
+    #[arg(long, short)]
+    verbose: bool,
+    /// Command to run in the guest [default: an interactive shell]
+    #[arg(last = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Boot {
+    /// The 64-bit Linux protocol for Linux, else PVH if the kernel offers it
+    Auto,
+    /// The 64-bit Linux protocol, for any ELF image
+    Linux64,
+    /// The PVH entry point
+    Pvh,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Decompress {
+    /// Tandem, before the guest starts
+    Host,
+    /// The guest
+    Guest,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum ConsoleChoice {
+    /// The guest's serial console
+    Serial,
+    /// Nothing
+    None,
+}
+
+impl RunArgs {
+    fn boot_choice(&self) -> BootChoice {
+        match self.boot {
+            Boot::Auto => BootChoice::Auto,
+            Boot::Linux64 => BootChoice::Linux64,
+            Boot::Pvh => BootChoice::Pvh,
+        }
+    }
+
+    fn unpacker(&self) -> Unpacker {
+        match self.bzimage_decompress {
+            Decompress::Host => Unpacker::Host,
+            Decompress::Guest => Unpacker::Guest,
+        }
+    }
+
+    fn console(&self) -> Console {
+        if self.command.is_empty() && self.console == ConsoleChoice::Serial {
+            Console::Interactive
+        } else {
+            Console::Log { verbose: self.verbose }
+        }
+    }
+}
+
+/// Runs the subcommand and returns Tandem's exit code.
+pub fn run(args: RunArgs) -> u8 {
+    let stamps = Arc::new(Stamps::default());
+    stamps.stamp(Milestone::Spawned);
+    let backend = KvmBackend::detect(std::path::Path::new("/"));
+    let config = match resolve::resolve(&args, backend) {
+        Ok(config) => config,
+        Err(error) => {
+            report(&error);
+            return error.exit_code();
+        }
+    };
+    if args.dry_run {
+        return dry_run::print(&config, backend, args.json);
+    }
+    let finished = {
+        let hypervisor = match KvmHypervisor::open() {
+            Ok(hypervisor) => Arc::new(hypervisor),
+            Err(error) => {
+                report(&error);
+                eprintln!("tandem: 'tandem doctor' tells why and what to do");
+                return exit_code::SETUP;
+            }
+        };
+        machine::run(&hypervisor, &config, &stamps)
+    };
+    stamps.stamp(Milestone::Clean);
+    match finished {
+        Ok(finished) => summary::print(&args, &config, backend, &stamps, &finished),
+        Err(error) => {
+            report(&error);
+            exit_code::SETUP
+        }
+    }
+}
+
+/// Whether the user types into this run.
+fn stdin_is_terminal() -> bool {
+    std::io::stdin().is_terminal()
+}

@@ -1,0 +1,189 @@
+//! From what the user typed to a machine's configuration: default images, initramfs, manifest, command line.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+use super::{RunArgs, stdin_is_terminal};
+use crate::arch::x86_64::kernel::KernelFile;
+use crate::host::kvm_backend::KvmBackend;
+use crate::host::paths::{Paths, PathsError, STANDARD};
+use crate::host::terminal::window_size;
+use crate::machine::command_line::{self, Needs};
+use crate::machine::config::{ConfigError, Console, MachineConfig, Request, Software};
+use crate::machine::outcome::exit_code;
+use crate::workload::cpio::{CpioError, Options, Overlay, Owner};
+use crate::workload::initramfs::{Command, CommandError, Initramfs, InitramfsError};
+use crate::workload::manifest::{DIRECTORY, INIT_PATH, PATH};
+
+/// The command's channel in the guest: COM2.
+const CHANNEL: &str = "/dev/ttyS1";
+/// The guest's host name.
+const HOSTNAME: &str = "tandem";
+
+/// What the user typed cannot work.
+#[derive(Debug, Error)]
+pub(super) enum ResolveError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Paths(#[from] PathsError),
+    #[error(transparent)]
+    Initramfs(#[from] InitramfsError),
+    #[error(transparent)]
+    Command(#[from] CommandError),
+    #[error("cannot pack Tandem's own files for the guest")]
+    Overlay(#[from] CpioError),
+    #[error("--env {0}: give NAME=VALUE")]
+    Variable(String),
+    #[error("cannot read {}: build the guest again with ./scripts/build-guest", path.display())]
+    Init {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error(
+        "a command or --root needs a Linux guest with an initramfs: leave out --initrd none, or the command"
+    )]
+    NoInitramfs,
+    #[error("a command or --root needs a Linux guest, and {} is not one", .0.display())]
+    NotLinux(PathBuf),
+}
+
+impl ResolveError {
+    pub(super) fn exit_code(&self) -> u8 {
+        let not_found = match self {
+            Self::Config(error) => error.is_not_found(),
+            Self::Paths(PathsError::NotBuilt { .. }) => true,
+            Self::Initramfs(InitramfsError::Read(_, error)) => error.kind() == io::ErrorKind::NotFound,
+            _ => false,
+        };
+        if not_found { exit_code::NOT_FOUND } else { exit_code::CONFIGURATION }
+    }
+}
+
+/// Resolves the arguments.
+pub(super) fn resolve(args: &RunArgs, backend: KvmBackend) -> Result<MachineConfig, ResolveError> {
+    let paths = Paths::from_env();
+    let kernel = match &args.kernel {
+        Some(path) => path.clone(),
+        None => paths.guest_images(STANDARD)?.kernel,
+    };
+    let request = Request {
+        memory: args.memory,
+        cpus: args.cpus,
+        kernel,
+        unpacker: args.unpacker(),
+        boot: args.boot_choice(),
+        console: args.console(),
+        timeout: args.timeout,
+    };
+    MachineConfig::new(request, |kernel, linux| software(args, &paths, backend, kernel, linux))
+}
+
+fn software(
+    args: &RunArgs,
+    paths: &Paths,
+    backend: KvmBackend,
+    kernel: &KernelFile,
+    linux: bool,
+) -> Result<Software, ResolveError> {
+    let needs_init = !args.command.is_empty() || args.root.is_some();
+    if needs_init && !linux {
+        return Err(ResolveError::NotLinux(kernel.path().to_owned()));
+    }
+    let built = linux && args.root.is_none() && args.initrd.is_none();
+    let tandem_init = built || needs_init;
+    let initramfs = initramfs(args, paths, built, tandem_init)?;
+    if needs_init && initramfs.is_none() {
+        return Err(ResolveError::NoInitramfs);
+    }
+    warn(initramfs.as_ref(), backend);
+    let needs = Needs { verbose: args.verbose, software_kvm: backend == KvmBackend::Software, tandem_init };
+    let command_line = match &args.cmdline_only {
+        Some(line) => line.clone(),
+        None if linux => command_line::compose(needs, &args.cmdline),
+        None => args.cmdline.clone(),
+    };
+    Ok(Software {
+        initramfs,
+        command_line,
+        command: !args.command.is_empty(),
+        tandem_init,
+        escape_key: args.console() == Console::Interactive && stdin_is_terminal(),
+    })
+}
+
+/// Tells what will be missing or slow.
+fn warn(initramfs: Option<&Initramfs>, backend: KvmBackend) {
+    let Some(initramfs) = initramfs else { return };
+    for warning in initramfs.warnings() {
+        eprintln!("tandem: {warning}");
+    }
+    if let (Some(compression), KvmBackend::Software) = (initramfs.compression(), backend) {
+        eprintln!(
+            "tandem: this host's KVM is software, where a guest takes about a minute to unpack 1 MB of \
+             {compression}: give an uncompressed initramfs"
+        );
+    }
+}
+
+/// The initramfs: the root file system asked for, and Tandem's own files where its init is PID 1.
+fn initramfs(
+    args: &RunArgs,
+    paths: &Paths,
+    built: bool,
+    tandem_init: bool,
+) -> Result<Option<Initramfs>, ResolveError> {
+    let images = if built || tandem_init { Some(paths.guest_images(STANDARD)?) } else { None };
+    let mut overlay = Overlay::default();
+    if let (true, Some(images)) = (tandem_init, &images) {
+        overlay.directory(DIRECTORY, 0o755)?;
+        // The built initramfs has the init already.
+        if !built {
+            overlay.file(INIT_PATH, 0o755, read(&images.dir.join("tandem-init"))?)?;
+        }
+        overlay.file(PATH, 0o644, manifest(args)?)?;
+    }
+    let none = Path::new("none");
+    Ok(match (&args.root, &args.initrd, &images) {
+        (Some(root), ..) => Some(Initramfs::from_directory(root, packing(), overlay)?),
+        (None, Some(file), _) if file == none => None,
+        (None, Some(file), _) => Some(Initramfs::from_archive(file, overlay)?),
+        (None, None, Some(images)) => Some(Initramfs::from_archive(&images.initramfs, overlay)?),
+        (None, None, None) => None,
+    })
+}
+
+/// Files of a user who is not root would belong to someone unknown in the guest: there they are root's.
+fn packing() -> Options {
+    if nix::unistd::geteuid().is_root() {
+        Options::default()
+    } else {
+        Options { owner: Owner::Fixed { uid: 0, gid: 0 }, ..Options::default() }
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, ResolveError> {
+    std::fs::read(path).map_err(|source| ResolveError::Init { path: path.to_owned(), source })
+}
+
+fn manifest(args: &RunArgs) -> Result<Vec<u8>, ResolveError> {
+    let interactive = args.command.is_empty();
+    let variable = |text: &String| match text.split_once('=') {
+        Some((name, value)) => Ok((name.into(), value.into())),
+        None => Err(ResolveError::Variable(text.clone())),
+    };
+    let command = Command {
+        argv: args.command.clone(),
+        env: args.env.iter().map(variable).collect::<Result<_, _>>()?,
+        cwd: args.workdir.clone(),
+        channel: (!interactive).then(|| CHANNEL.into()),
+        console_is_tty: interactive.then(stdin_is_terminal),
+        hostname: Some(HOSTNAME.into()),
+        window: window_size(io::stdin()).filter(|_| interactive).map(|size| (size.rows, size.cols)),
+        term: std::env::var_os("TERM").filter(|_| interactive),
+    };
+    Ok(command.manifest()?)
+}

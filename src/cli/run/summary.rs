@@ -1,0 +1,100 @@
+//! What `tandem run` says after the machine has stopped: nothing after an orderly end, unless asked.
+
+use std::fs::File;
+
+use serde_json::json;
+
+use super::RunArgs;
+use crate::arch::x86_64::kernel::Symbols;
+use crate::host::kvm_backend::KvmBackend;
+use crate::machine::Finished;
+use crate::machine::config::{Console, MachineConfig};
+use crate::machine::outcome::CommandStatus;
+use crate::machine::stop::StopReason;
+use crate::milestone::{Milestone, Stamps};
+
+/// Said after a failure on a host whose KVM is software.
+const SOFTWARE_KVM_HINT: &str = "this host's KVM is software (kvm_pvm): it emulates kernel code, slowly and not all of it; \
+     the guest kernel that ./scripts/build-guest makes works here, others mostly do not (docs/hosts.md)";
+
+/// Prints the summary on stderr and returns the exit code.
+pub(super) fn print(
+    args: &RunArgs,
+    config: &MachineConfig,
+    backend: KvmBackend,
+    stamps: &Stamps,
+    finished: &Finished,
+) -> u8 {
+    let outcome = &finished.outcome;
+    let symbols = std::cell::LazyCell::new(|| symbols(config));
+    let explanation = outcome.explanation(|address| symbols.as_ref()?.lookup(address));
+    let code = outcome.exit_code();
+    // An interactive user has seen it all; so has one who asked for the messages.
+    let log_is_unseen = config.console == Console::Log { verbose: false };
+    if outcome.log_is_of_interest() && log_is_unseen && !finished.log.is_empty() {
+        eprintln!("tandem: the guest kernel's last messages:");
+        finished.log.iter().for_each(|line| eprintln!("  {line}"));
+    }
+    if let Some(explanation) = &explanation {
+        eprintln!("tandem: {explanation}");
+    }
+    let failed_in_guest =
+        matches!(outcome.reason, StopReason::Fault(_) | StopReason::GuestPanic(_) | StopReason::Timeout(_));
+    if failed_in_guest && backend == KvmBackend::Software && config.linux {
+        eprintln!("tandem: {SOFTWARE_KVM_HINT}");
+    }
+    if finished.unread > 0 {
+        eprintln!("tandem: {} bytes of output were not read in time and are lost", finished.unread);
+    }
+    if args.json {
+        eprintln!("{}", summary_json(stamps, finished, explanation.as_deref(), code, backend));
+    } else if args.time {
+        print_milestones(stamps, backend);
+    }
+    code
+}
+
+/// The kernel's symbols: its own, or those of the System.map beside it, as for a bzImage.
+fn symbols(config: &MachineConfig) -> Option<Symbols> {
+    let beside =
+        || Symbols::from_system_map(File::open(config.kernel.path().with_file_name("System.map")).ok()?).ok();
+    config.kernel.symbols().ok().or_else(beside)
+}
+
+fn print_milestones(stamps: &Stamps, backend: KvmBackend) {
+    eprintln!("{:<18} {:>12}   (KVM: {})", "milestone", "ms", backend.name());
+    for milestone in Milestone::ALL {
+        match stamps.since_spawned(milestone) {
+            Some(ns) => eprintln!("{:<18} {:>12.3}", milestone.name(), ns as f64 / 1e6),
+            None => eprintln!("{:<18} {:>12}", milestone.name(), "n/a"),
+        }
+    }
+}
+
+fn summary_json(
+    stamps: &Stamps,
+    finished: &Finished,
+    explanation: Option<&str>,
+    code: u8,
+    backend: KvmBackend,
+) -> serde_json::Value {
+    let milestones: serde_json::Map<_, _> = Milestone::ALL
+        .into_iter()
+        .map(|milestone| (milestone.name().to_owned(), json!(stamps.since_spawned(milestone))))
+        .collect();
+    let command = finished.outcome.command.map(|command| match command {
+        CommandStatus::Exited(status) => json!({ "exited": status }),
+        CommandStatus::Signalled(signal) => json!({ "signalled": signal }),
+        CommandStatus::NotExecuted(errno) => json!({ "not_executed": errno }),
+    });
+    json!({
+        "exit_code": code,
+        "stop": finished.outcome.reason.name(),
+        "explanation": explanation,
+        "command": command,
+        "kvm": backend.name(),
+        "spawned_monotonic_ns": stamps.get(Milestone::Spawned),
+        "milestones_ns": milestones,
+        "log": finished.log,
+    })
+}

@@ -1,0 +1,196 @@
+//! KVM behind the narrow traits.
+
+mod run_page;
+
+use std::sync::Arc;
+
+use kvm_bindings::{
+    CpuId, KVM_CAP_SPLIT_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_HALTED,
+    KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_SIPI_RECEIVED, KVM_MP_STATE_UNINITIALIZED, KvmIrqRouting, Msrs,
+    kvm_cpuid_entry2, kvm_enable_cap, kvm_irq_routing_entry, kvm_msr_entry, kvm_regs, kvm_sregs,
+    kvm_userspace_memory_region,
+};
+use kvm_ioctls::{Cap, Kvm, VcpuExit, VcpuFd, VmFd};
+use vmm_sys_util::errno;
+use vmm_sys_util::eventfd::EventFd;
+
+use self::run_page::RunPage;
+use super::{Error, Exit, Hypervisor, Interrupter, MemoryRegion, Msi, Result, RunState, Vcpu, Vm};
+
+fn failed(call: impl Into<String>) -> impl FnOnce(errno::Error) -> Error {
+    let call = call.into();
+    move |source| Error { call, source }
+}
+
+/// An open /dev/kvm.
+pub struct KvmHypervisor {
+    kvm: Kvm,
+}
+
+impl KvmHypervisor {
+    /// Opens /dev/kvm.
+    pub fn open() -> Result<Self> {
+        Ok(Self { kvm: Kvm::new().map_err(failed("opening /dev/kvm"))? })
+    }
+}
+
+impl Hypervisor for KvmHypervisor {
+    type Vm = KvmVm;
+
+    fn create_vm(&self) -> Result<KvmVm> {
+        Ok(KvmVm { fd: self.kvm.create_vm().map_err(failed("KVM_CREATE_VM"))? })
+    }
+
+    fn supported_cpuid(&self) -> Result<Vec<kvm_cpuid_entry2>> {
+        let cpuid =
+            self.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(failed("KVM_GET_SUPPORTED_CPUID"))?;
+        Ok(cpuid.as_slice().to_vec())
+    }
+
+    fn has_tsc_deadline_timer(&self) -> bool {
+        self.kvm.check_extension(Cap::TscDeadlineTimer)
+    }
+}
+
+/// A KVM virtual machine.
+pub struct KvmVm {
+    fd: VmFd,
+}
+
+impl Vm for KvmVm {
+    type Vcpu = KvmVcpu;
+
+    unsafe fn set_memory_region(&self, region: &MemoryRegion) -> Result<()> {
+        let raw = kvm_userspace_memory_region {
+            slot: region.slot,
+            flags: 0,
+            guest_phys_addr: region.guest_addr,
+            memory_size: region.len,
+            userspace_addr: region.host_addr,
+        };
+        // SAFETY: the caller promises that the host memory outlives the VM and is accessed as shared memory.
+        unsafe { self.fd.set_user_memory_region(raw) }.map_err(failed(format!(
+            "KVM_SET_USER_MEMORY_REGION of {:#x} bytes at {:#x}",
+            region.len, region.guest_addr
+        )))
+    }
+
+    fn reserve_pages(&self, guest_addr: u64) -> Result<()> {
+        // Pages below 4 GiB: the address fits.
+        self.fd.set_tss_address(guest_addr as usize).map_err(failed("KVM_SET_TSS_ADDR"))
+    }
+
+    fn create_split_irqchip(&self, pins: u32) -> Result<()> {
+        let mut cap = kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, ..Default::default() };
+        cap.args[0] = u64::from(pins);
+        self.fd.enable_cap(&cap).map_err(failed("KVM_ENABLE_CAP(KVM_CAP_SPLIT_IRQCHIP)"))
+    }
+
+    fn create_vcpu(&self, id: u8) -> Result<KvmVcpu> {
+        let fd = self.fd.create_vcpu(u64::from(id)).map_err(failed(format!("KVM_CREATE_VCPU {id}")))?;
+        let run_page = Arc::new(RunPage::map(&fd, self.fd.run_size())?);
+        Ok(KvmVcpu { fd, run_page })
+    }
+
+    fn set_msi_routes(&self, routes: &[(u32, Msi)]) -> Result<()> {
+        let entries: Vec<_> = routes.iter().map(|(gsi, msi)| routing_entry(*gsi, *msi)).collect();
+        let routing = KvmIrqRouting::from_entries(&entries).map_err(|_| Error {
+            call: format!("KVM_SET_GSI_ROUTING with {} routes", routes.len()),
+            source: errno::Error::new(libc::E2BIG),
+        })?;
+        self.fd.set_gsi_routing(&routing).map_err(failed("KVM_SET_GSI_ROUTING"))
+    }
+
+    fn bind_interrupt(&self, event: &EventFd, gsi: u32) -> Result<()> {
+        self.fd.register_irqfd(event, gsi).map_err(failed(format!("KVM_IRQFD for GSI {gsi}")))
+    }
+}
+
+fn routing_entry(gsi: u32, msi: Msi) -> kvm_irq_routing_entry {
+    let mut entry = kvm_irq_routing_entry { gsi, type_: KVM_IRQ_ROUTING_MSI, ..Default::default() };
+    entry.u.msi.address_lo = msi.address as u32;
+    entry.u.msi.address_hi = (msi.address >> 32) as u32;
+    entry.u.msi.data = msi.data;
+    entry
+}
+
+/// A KVM virtual processor.
+pub struct KvmVcpu {
+    fd: VcpuFd,
+    run_page: Arc<RunPage>,
+}
+
+impl Vcpu for KvmVcpu {
+    fn set_cpuid(&self, entries: &[kvm_cpuid_entry2]) -> Result<()> {
+        let cpuid = CpuId::from_entries(entries).map_err(|_| Error {
+            call: format!("KVM_SET_CPUID2 with {} entries", entries.len()),
+            source: errno::Error::new(libc::E2BIG),
+        })?;
+        self.fd.set_cpuid2(&cpuid).map_err(failed("KVM_SET_CPUID2"))
+    }
+
+    fn set_msrs(&self, entries: &[kvm_msr_entry]) -> Result<()> {
+        let call = || format!("KVM_SET_MSRS with {} entries", entries.len());
+        let too_many = |_| Error { call: call(), source: errno::Error::new(libc::E2BIG) };
+        let set =
+            self.fd.set_msrs(&Msrs::from_entries(entries).map_err(too_many)?).map_err(failed(call()))?;
+        match entries.get(set) {
+            None => Ok(()),
+            // KVM stops at the first register that it does not take.
+            Some(refused) => Err(Error {
+                call: format!("KVM_SET_MSRS of {:#x} to {:#x}", refused.index, refused.data),
+                source: errno::Error::new(libc::EINVAL),
+            }),
+        }
+    }
+
+    fn registers(&self) -> Result<(kvm_regs, kvm_sregs)> {
+        let regs = self.fd.get_regs().map_err(failed("KVM_GET_REGS"))?;
+        let sregs = self.fd.get_sregs().map_err(failed("KVM_GET_SREGS"))?;
+        Ok((regs, sregs))
+    }
+
+    fn set_registers(&self, regs: &kvm_regs, sregs: &kvm_sregs) -> Result<()> {
+        self.fd.set_sregs(sregs).map_err(failed("KVM_SET_SREGS"))?;
+        self.fd.set_regs(regs).map_err(failed("KVM_SET_REGS"))
+    }
+
+    fn run(&mut self) -> Result<Exit<'_>> {
+        // kvm-ioctls does not tell the item size of string I/O, so the shared page is read here; only its exits
+        // without data are taken as they come.
+        let exit = match self.fd.run() {
+            Ok(VcpuExit::IoIn(..) | VcpuExit::IoOut(..)) => return Ok(self.run_page.port_exit()),
+            Ok(VcpuExit::MmioRead(..) | VcpuExit::MmioWrite(..)) => return Ok(self.run_page.mmio_exit()),
+            Ok(VcpuExit::InternalError) => return Ok(self.run_page.internal_error()),
+            Ok(VcpuExit::Hlt) => Exit::Halt,
+            Ok(VcpuExit::Shutdown) => Exit::Shutdown,
+            Ok(VcpuExit::SystemEvent(kind, _)) => Exit::SystemEvent { kind },
+            Ok(VcpuExit::Intr | VcpuExit::IoapicEoi(_)) => Exit::Interrupted,
+            Ok(VcpuExit::FailEntry(reason, cpu)) => Exit::FailEntry { reason, cpu },
+            Ok(other) => Exit::Other { reason: format!("{other:?}") },
+            Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => Exit::Interrupted,
+            Err(e) => return Err(failed("KVM_RUN")(e)),
+        };
+        Ok(exit)
+    }
+
+    fn run_state(&self) -> Result<RunState> {
+        let state = self.fd.get_mp_state().map_err(failed("KVM_GET_MP_STATE"))?;
+        Ok(match state.mp_state {
+            KVM_MP_STATE_HALTED => RunState::Halted,
+            KVM_MP_STATE_UNINITIALIZED | KVM_MP_STATE_INIT_RECEIVED | KVM_MP_STATE_SIPI_RECEIVED => {
+                RunState::Waiting
+            }
+            _ => RunState::Running,
+        })
+    }
+
+    fn translate(&self, virtual_addr: u64) -> Option<u64> {
+        let translation = self.fd.translate_gva(virtual_addr).ok()?;
+        (translation.valid != 0).then_some(translation.physical_address)
+    }
+
+    fn interrupter(&self) -> Arc<dyn Interrupter> {
+        self.run_page.clone()
+    }
+}

@@ -1,0 +1,67 @@
+//! The kernel's command line: what Tandem puts there, and why.
+
+use crate::workload::manifest::INIT_PATH;
+
+/// For every Linux guest.
+const BASE: &[&str] = &[
+    // The log, and the interactive console.
+    "console=ttyS0",
+    // A panic resets at once instead of waiting for someone to read the screen.
+    "panic=-1",
+    // Reset by the keyboard controller: there is no firmware to ask.
+    "reboot=k",
+    // There is no PCI bus to probe.
+    "pci=off",
+];
+
+/// For hosts whose KVM is software: it emulates kernel code and lacks these instructions, and CPUID there cannot hide
+/// them (docs/hosts.md).
+const SOFTWARE_KVM: &[&str] =
+    &["emulated_kernel", "noxsave", "clearcpuid=cx16,popcnt,rdrand,rdseed,movbe,smap"];
+
+/// What decides on the command line.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Needs {
+    /// Print the boot messages.
+    pub verbose: bool,
+    /// The host's KVM is software.
+    pub software_kvm: bool,
+    /// PID 1 is the init that Tandem adds to the initramfs.
+    pub tandem_init: bool,
+}
+
+/// The command line: Tandem's words, then the user's, which win where a word is given twice.
+pub fn compose(needs: Needs, appended: &str) -> String {
+    let mut words: Vec<String> = BASE.iter().map(|word| (*word).to_owned()).collect();
+    if !needs.verbose {
+        words.push("quiet".into());
+    }
+    if needs.software_kvm {
+        words.extend(SOFTWARE_KVM.iter().map(|word| (*word).to_owned()));
+    }
+    if needs.tandem_init {
+        words.push(format!("rdinit={INIT_PATH}"));
+    }
+    words.push(appended.trim().to_owned());
+    words.join(" ").trim_end().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_users_words_come_last() {
+        let line = compose(Needs { tandem_init: true, ..Needs::default() }, " debug loglevel=8 ");
+        assert!(line.starts_with("console=ttyS0 "));
+        assert!(line.ends_with(" quiet rdinit=/.tandem/init debug loglevel=8"));
+        assert!(!line.contains("noxsave"));
+    }
+
+    #[test]
+    fn software_kvm_and_verbose() {
+        let line = compose(Needs { software_kvm: true, verbose: true, ..Needs::default() }, "");
+        assert!(line.contains("emulated_kernel noxsave clearcpuid="));
+        assert!(!line.contains("quiet"));
+    }
+}

@@ -1,0 +1,168 @@
+//! A machine's configuration. Every error that can be found without touching KVM is found here.
+
+use std::ffi::{CString, NulError};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use thiserror::Error;
+
+use crate::arch::x86_64::kernel::{BootChoice, KernelError, KernelFile, Reason, Reserved, Unpacker};
+use crate::arch::x86_64::layout::{BOOT_TABLES, MAX_VCPUS};
+use crate::arch::x86_64::memory_map::{MemoryMap, MemoryMapError};
+use crate::arch::x86_64::registers::BootProtocol;
+use crate::arch::x86_64::tables::{self, TablesError, check_command_line};
+use crate::workload::initramfs::Initramfs;
+
+/// The configuration cannot work.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// The kernel file.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// Memory size, or what has to fit into it.
+    #[error(transparent)]
+    Memory(#[from] MemoryMapError),
+    /// The number of vCPUs.
+    #[error("--cpus {0}: a machine has 1 to {MAX_VCPUS} vCPUs")]
+    Cpus(u32),
+    /// The command line's length.
+    #[error(transparent)]
+    CommandLine(#[from] TablesError),
+    /// The command line's contents.
+    #[error("the kernel command line holds a NUL byte")]
+    CommandLineNul(#[from] NulError),
+}
+
+impl ConfigError {
+    /// Whether it is a file that does not exist.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::Kernel(error) if matches!(error.reason, Reason::Absent))
+    }
+}
+
+/// What the first serial port is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Console {
+    /// The user's console.
+    Interactive,
+    /// The kernel's log, shown as it comes if `verbose`.
+    Log { verbose: bool },
+}
+
+/// What the user asks for; nothing is checked yet.
+#[derive(Debug)]
+pub struct Request {
+    /// Guest memory in bytes.
+    pub memory: u64,
+    /// Number of vCPUs.
+    pub cpus: u32,
+    /// The kernel file.
+    pub kernel: PathBuf,
+    /// Who unpacks a bzImage.
+    pub unpacker: Unpacker,
+    /// How the kernel is entered.
+    pub boot: BootChoice,
+    /// What the first serial port is.
+    pub console: Console,
+    /// Time limit.
+    pub timeout: Option<Duration>,
+}
+
+/// What the guest boots with, decided once the kernel is known.
+#[derive(Debug, Default)]
+pub struct Software {
+    /// The initial root file system.
+    pub initramfs: Option<Initramfs>,
+    /// The kernel's command line.
+    pub command_line: String,
+    /// A command's streams go over the second serial port.
+    pub command: bool,
+    /// PID 1 is tandem-init: console input waits until it is ready.
+    pub tandem_init: bool,
+    /// The console's input is a terminal: the escape key works.
+    pub escape_key: bool,
+}
+
+/// A configuration that has been checked.
+#[derive(Debug)]
+pub struct MachineConfig {
+    pub memory: MemoryMap,
+    pub cpus: u8,
+    pub kernel: KernelFile,
+    /// The kernel is recognisably Linux.
+    pub linux: bool,
+    pub protocol: BootProtocol,
+    pub command_line: CString,
+    /// The initramfs and where it goes.
+    pub initramfs: Option<(Initramfs, tables::Initramfs)>,
+    pub console: Console,
+    pub command: bool,
+    pub tandem_init: bool,
+    pub escape_key: bool,
+    pub timeout: Option<Duration>,
+}
+
+impl MachineConfig {
+    /// Checks what is asked for. `software` says what to boot with, once the kernel and whether it is Linux are known.
+    ///
+    /// # Errors
+    /// Whatever cannot work; see [`ConfigError`]. Errors of `software` are passed on.
+    pub fn new<E: From<ConfigError>>(
+        request: Request,
+        software: impl FnOnce(&KernelFile, bool) -> Result<Software, E>,
+    ) -> Result<Self, E> {
+        let hardware = Hardware::new(&request)?;
+        let software = software(&hardware.kernel, hardware.linux)?;
+        Ok(hardware.complete(request, software)?)
+    }
+}
+
+/// The part that depends on the kernel alone.
+struct Hardware {
+    memory: MemoryMap,
+    cpus: u8,
+    kernel: KernelFile,
+    linux: bool,
+    protocol: BootProtocol,
+}
+
+impl Hardware {
+    fn new(request: &Request) -> Result<Self, ConfigError> {
+        let memory = MemoryMap::new(request.memory)?;
+        let cpus = u8::try_from(request.cpus).ok().filter(|cpus| (1..=MAX_VCPUS).contains(cpus));
+        let cpus = cpus.ok_or(ConfigError::Cpus(request.cpus))?;
+        let kernel = KernelFile::open(&request.kernel, request.unpacker)?;
+        let protocol = kernel.protocol(request.boot)?;
+        let reserved = BOOT_TABLES.map(|range| Reserved { range, what: "Tandem's boot tables" });
+        kernel.check_fit(&memory.ram().collect::<Vec<_>>(), &reserved)?;
+        let linux = kernel.is_linux()?;
+        Ok(Self { memory, cpus, kernel, linux, protocol })
+    }
+
+    fn complete(self, request: Request, software: Software) -> Result<MachineConfig, ConfigError> {
+        let Self { memory, cpus, kernel, linux, protocol } = self;
+        let command_line = CString::new(software.command_line)?;
+        check_command_line(&command_line, kernel.setup_header())?;
+        let place = |initramfs: Initramfs| {
+            let len = initramfs.len();
+            let last = kernel.setup_header().map(|header| header.initrd_addr_max);
+            let start = memory.place_initramfs(len, kernel.footprint(), last)?;
+            Ok::<_, ConfigError>((initramfs, tables::Initramfs { start, len }))
+        };
+        let initramfs = software.initramfs.map(place).transpose()?;
+        Ok(MachineConfig {
+            memory,
+            cpus,
+            kernel,
+            linux,
+            protocol,
+            command_line,
+            initramfs,
+            console: request.console,
+            command: software.command,
+            tandem_init: software.tandem_init,
+            escape_key: software.escape_key,
+            timeout: request.timeout,
+        })
+    }
+}

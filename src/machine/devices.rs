@@ -1,0 +1,113 @@
+//! The devices of a machine and their places on the buses.
+
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+
+use thiserror::Error;
+use vmm_sys_util::errno;
+
+use super::config::{Console, MachineConfig};
+use super::host_io::SerialEnd;
+use super::interrupts::Lines;
+use crate::arch::DeviceSlot;
+use crate::arch::x86_64::layout::{COM1, COM2, IOAPIC_LEN, IOAPIC_START, PVPANIC_PORT};
+use crate::devices::bus::{BusDevice, BusError, MmioBus, PortBus, Slot};
+use crate::devices::serial::{self, Overflow, Serial, SerialError};
+use crate::devices::{MachineEvents, i8042, ioapic, power, probe, pvpanic, rtc};
+use crate::hypervisor::Vm;
+use crate::milestone::probe as protocol;
+
+/// A device cannot be made.
+#[derive(Debug, Error)]
+pub enum DevicesError {
+    /// Two devices claim the same addresses.
+    #[error("the bus cannot be built")]
+    Bus(#[from] BusError),
+    /// A serial port lacks a descriptor.
+    #[error("cannot make a serial port")]
+    Serial(#[from] SerialError),
+    /// There are no descriptors left.
+    #[error("cannot make an interrupt line")]
+    Line(#[source] errno::Error),
+}
+
+/// The devices that the rest of the machine talks to.
+pub struct Devices {
+    /// The console or the kernel's log.
+    pub com1: Arc<Serial>,
+    /// The command's channel, if there is a command.
+    pub com2: Option<Arc<Serial>>,
+}
+
+impl Devices {
+    /// Where the serial ports are, for the tables.
+    pub fn serial_slots(&self) -> Vec<DeviceSlot> {
+        std::iter::once(COM1).chain(self.com2.as_ref().map(|_| COM2)).collect()
+    }
+
+    /// Lets vCPUs that wait for their output to be taken go on.
+    pub fn close(&self) {
+        self.com1.close();
+        if let Some(com2) = &self.com2 {
+            com2.close();
+        }
+    }
+}
+
+impl SerialEnd for Serial {
+    fn take_output(&self, buffer: &mut Vec<u8>) {
+        Serial::take_output(self, buffer);
+    }
+    fn output_event(&self) -> RawFd {
+        Serial::output_event(self).as_raw_fd()
+    }
+    fn offer_input(&self, bytes: &[u8]) -> usize {
+        self.enqueue(bytes)
+    }
+    fn input_event(&self) -> RawFd {
+        Serial::input_event(self).as_raw_fd()
+    }
+}
+
+/// Makes the devices and the buses.
+///
+/// # Errors
+/// There are no descriptors left, or two devices overlap.
+pub fn make<V: Vm>(
+    config: &MachineConfig,
+    lines: &Arc<Lines<V>>,
+    events: Arc<dyn MachineEvents>,
+) -> Result<(Devices, PortBus, MmioBus), DevicesError> {
+    let port = |name, slot: DeviceSlot, overflow| -> Result<Arc<Serial>, DevicesError> {
+        let line = lines.line(slot.gsi).map_err(DevicesError::Line)?;
+        Ok(Arc::new(Serial::new(name, serial::State::default(), overflow, line)?))
+    };
+    let overflow = match config.console {
+        Console::Interactive => Overflow::Wait,
+        Console::Log { .. } => Overflow::DropOldest,
+    };
+    let com1 = port("COM1", COM1, overflow)?;
+    let com2 = config.command.then(|| port("COM2", COM2, Overflow::Wait)).transpose()?;
+
+    let at =
+        |base: u16, len: u16, device: Arc<dyn BusDevice>| Slot { base: base.into(), len: len.into(), device };
+    let at_slot =
+        |slot: DeviceSlot, device: Arc<dyn BusDevice>| Slot { base: slot.base, len: slot.len, device };
+    let mut ports = vec![
+        at_slot(COM1, com1.clone()),
+        at(i8042::PORT, 1, Arc::new(i8042::I8042::new(events.clone()))),
+        at(rtc::PORT, rtc::PORT_LEN, Arc::new(rtc::Rtc::new(rtc::State::default()))),
+        at(power::ACPI_PORT, power::ACPI_PORT_LEN, Arc::new(power::AcpiPower::new(events.clone()))),
+        at(
+            power::RESET_CONTROL_PORT,
+            1,
+            Arc::new(power::ResetControl::new(power::State::default(), events.clone())),
+        ),
+        at(PVPANIC_PORT, 1, Arc::new(pvpanic::Pvpanic::new(events.clone()))),
+        at(protocol::PORT, protocol::PORT_LEN, Arc::new(probe::Probe::new(events))),
+    ];
+    ports.extend(com2.as_ref().map(|com2| at_slot(COM2, com2.clone())));
+    let ioapic = Arc::new(ioapic::IoApic::new(ioapic::State::default(), Box::new(lines.clone())));
+    let mmio = MmioBus::new(vec![Slot { base: IOAPIC_START.into(), len: IOAPIC_LEN, device: ioapic }])?;
+    Ok((Devices { com1, com2 }, PortBus::new(ports)?, mmio))
+}

@@ -1,0 +1,99 @@
+//! Interrupts of devices: from a pin of the IOAPIC, which is the VMM's, to a local APIC, which is the kernel's.
+//!
+//! A device's line is an eventfd. Once the guest has programmed the pin, the kernel turns each write to it into the
+//! message that the guest asked for. A guest that never programs the pin, such as one of a few instructions, never
+//! pays for route or irqfd.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use vmm_sys_util::errno;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::devices::ioapic::MsiRouter;
+use crate::hypervisor::{InterruptLine, Msi, Vm};
+
+/// The lines of one machine.
+pub struct Lines<V> {
+    vm: Arc<V>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    lines: BTreeMap<u32, Line>,
+    routes: BTreeMap<u32, Msi>,
+}
+
+struct Line {
+    event: EventFd,
+    bound: bool,
+}
+
+impl<V: Vm> Lines<V> {
+    /// No lines yet.
+    pub fn new(vm: Arc<V>) -> Arc<Self> {
+        Arc::new(Self { vm, state: Mutex::default() })
+    }
+
+    /// A line to the pin `gsi`.
+    ///
+    /// # Errors
+    /// There are no descriptors left.
+    pub fn line(&self, gsi: u32) -> Result<Box<dyn InterruptLine>, errno::Error> {
+        let event = EventFd::new(EFD_NONBLOCK).map_err(errno::Error::from)?;
+        let end = event.try_clone().map_err(errno::Error::from)?;
+        self.lock().lines.insert(gsi, Line { event, bound: false });
+        Ok(Box::new(end))
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<V: Vm> MsiRouter for Arc<Lines<V>> {
+    fn set_route(&self, gsi: u32, msi: Option<Msi>) {
+        let mut state = self.lock();
+        let State { lines, routes } = &mut *state;
+        // A pin that no device drives needs no route; each change is slow.
+        let Some(line) = lines.get_mut(&gsi) else { return };
+        match msi {
+            Some(msi) => routes.insert(gsi, msi),
+            None => routes.remove(&gsi),
+        };
+        let table: Vec<_> = routes.iter().map(|(gsi, msi)| (*gsi, *msi)).collect();
+        let mut result = self.vm.set_msi_routes(&table);
+        if result.is_ok() && msi.is_some() && !line.bound {
+            result = self.vm.bind_interrupt(&line.event, gsi);
+            line.bound = result.is_ok();
+        }
+        // The guest has no way to be told; its device will time out.
+        if let Err(error) = result {
+            tracing::error!(gsi, %error, source = %error.source, "cannot route an interrupt");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hypervisor::fake::FakeHypervisor;
+
+    #[test]
+    fn a_line_costs_nothing_until_the_guest_programs_its_pin() {
+        let vm = Arc::new(FakeHypervisor::default());
+        let lines = Lines::new(vm.clone());
+        let line = lines.line(4).unwrap();
+        line.trigger();
+        lines.set_route(7, Some(Msi::default()));
+        assert!(vm.calls.lock().unwrap().is_empty());
+        let msi = Msi { address: 0xfee0_0000, data: 0x24 };
+        lines.set_route(4, Some(msi));
+        lines.set_route(4, None);
+        lines.set_route(4, Some(msi));
+        let calls = vm.calls.lock().unwrap();
+        assert_eq!(calls.iter().filter(|call| call.as_str() == "bind 4").count(), 1);
+        assert_eq!(calls.iter().filter(|call| call.as_str() == "routes []").count(), 1);
+    }
+}

@@ -1,0 +1,22 @@
+//! The VM: configuration, builder, machine, outcome; vCPU threads and the event loop.
+
+pub mod builder;
+pub mod command_line;
+pub mod config;
+pub mod fault;
+pub mod log;
+pub mod outcome;
+pub mod stop;
+
+mod devices;
+mod escape;
+mod event_loop;
+mod events;
+mod frames;
+mod host_io;
+mod interrupts;
+mod run;
+mod stream;
+mod vcpu;
+
+pub use run::{Finished, run};

@@ -1,0 +1,105 @@
+//! A machine's life: built, run, stopped, cleaned up.
+
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use super::builder::{BuildError, Machine, build};
+use super::config::{Console, MachineConfig};
+use super::escape::EscapeKey;
+use super::event_loop::{EventLoop, block_signals};
+use super::host_io::{ConsoleRole, HostIo, SerialEnd};
+use super::log::LogTail;
+use super::outcome::Outcome;
+use super::stop::StopReason;
+use super::vcpu::{self, VcpuThread};
+use crate::host::terminal::RawMode;
+use crate::hypervisor::{Hypervisor, Vm};
+use crate::milestone::{Milestone, Stamps};
+
+/// What is left of a machine.
+pub struct Finished {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// The last lines of the kernel's log, or of the console.
+    pub log: Vec<String>,
+    /// Bytes of output that nobody read.
+    pub unread: usize,
+}
+
+/// Lines of the log that are kept for the explanation of a failure.
+const LOG_LINES: usize = 30;
+
+/// Builds the machine, runs it until it stops, and takes it down.
+///
+/// # Errors
+/// The machine could not be set up. What happens later is part of the outcome.
+pub fn run<H: Hypervisor>(
+    hypervisor: &Arc<H>,
+    config: &MachineConfig,
+    stamps: &Arc<Stamps>,
+) -> Result<Finished, BuildError> {
+    block_signals()?;
+    vcpu::prepare_interrupts()?;
+    let machine = build(hypervisor, config, stamps.clone())?;
+    let finished = machine.run(config, stamps)?;
+    stamps.stamp(Milestone::Clean);
+    Ok(finished)
+}
+
+impl<V: Vm> Machine<V> {
+    fn run(self, config: &MachineConfig, stamps: &Arc<Stamps>) -> Result<Finished, BuildError> {
+        let Self { vcpus, context, events, devices } = self;
+        let latch = context.latch.clone();
+        // Dropped with the loop, before anything is said about the end.
+        let terminal = if config.escape_key { RawMode::enter(std::io::stdin())? } else { None };
+        stamps.stamp(Milestone::Ready);
+        let threads: Vec<_> =
+            vcpus.into_iter().map(|(thread, vcpu)| thread.start(vcpu, context.clone())).collect();
+        // Made while the guest runs already.
+        let wake = events.wake_event().as_raw_fd();
+        let event_loop = EventLoop::new(latch.clone(), host_io(config, &devices, stamps), &[wake], terminal)
+            .and_then(|mut event_loop| {
+                event_loop.run(&threads, &context.halt_check, config.timeout)?;
+                Ok(event_loop)
+            });
+        if let Err(error) = &event_loop {
+            latch.request(StopReason::Internal(describe(error)));
+        }
+        stamps.stamp(Milestone::Stopped);
+        devices.close();
+        threads.iter().for_each(VcpuThread::interrupt);
+        threads.into_iter().for_each(VcpuThread::join);
+
+        let mut event_loop = event_loop?;
+        let reason = latch.reason().cloned().unwrap_or(StopReason::Internal("no reason to stop".into()));
+        let patient = matches!(reason, StopReason::PowerOff(_) | StopReason::Reset(_) | StopReason::Fault(_));
+        let unread = event_loop.drain(patient).unwrap_or(0);
+        let log = event_loop.io().log();
+        let outcome = Outcome { reason: explain_by_log(reason, log), command: events.command() };
+        Ok(Finished { outcome, log: log.last_lines(LOG_LINES), unread })
+    }
+}
+
+/// A reset or halt right after a panic in the log is the panic's.
+fn explain_by_log(reason: StopReason, log: &LogTail) -> StopReason {
+    match reason {
+        StopReason::Reset(_) | StopReason::Fault(_) if log.has_panic() => StopReason::GuestPanic("its log"),
+        other => other,
+    }
+}
+
+fn host_io(config: &MachineConfig, devices: &super::devices::Devices, stamps: &Arc<Stamps>) -> HostIo {
+    let role = match config.console {
+        Console::Interactive => ConsoleRole::Interactive(config.escape_key.then(EscapeKey::default)),
+        Console::Log { verbose } => ConsoleRole::Log { verbose },
+    };
+    let channel = devices.com2.clone().map(|com2| com2 as Arc<dyn SerialEnd>);
+    HostIo::new(devices.com1.clone(), role, channel, config.tandem_init, stamps.clone())
+}
+
+fn describe(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(source) => format!("{error}: {}", describe(source)),
+        None => error.to_string(),
+    }
+}

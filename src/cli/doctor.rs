@@ -1,5 +1,6 @@
 //! `tandem doctor`: what this host can do, and what to do about what it cannot.
 
+mod device;
 mod facts;
 mod host;
 mod kvm;

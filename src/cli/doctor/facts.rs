@@ -1,15 +1,14 @@
 //! What is looked at; what it means is decided elsewhere, from this plain data.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::{ForkResult, Uid, fork, getgroups};
+use nix::unistd::{ForkResult, Uid, fork};
 
 #[cfg(test)]
-use super::kvm::OpenKvm;
-use super::kvm::{Kvm, open_kvm};
+use super::device::OpenKvm;
+use super::device::{Kvm, open_kvm};
 use crate::host::cgroup::Cgroups;
 use crate::host::cpu::CpuInfo;
 use crate::host::kvm_backend::KvmBackend;
@@ -56,15 +55,6 @@ pub struct UserNamespaces {
     pub unprivileged_clone: Option<u64>,
     /// kernel.apparmor_restrict_unprivileged_userns (Ubuntu).
     pub apparmor_restrict: Option<u64>,
-}
-
-/// The group that may use a device, and whether the user is in it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct DeviceGroup {
-    /// Its name; `None` if no group but root's may open the device for reading and writing.
-    pub name: Option<String>,
-    /// The user is listed in it, but this session began before that.
-    pub joined_since: bool,
 }
 
 impl Facts {
@@ -132,41 +122,6 @@ fn try_user_namespace() -> Result<(), i32> {
     }
 }
 
-/// Which group may use the device at `path`.
-pub fn device_group(path: &Path) -> DeviceGroup {
-    let Ok(metadata) = fs::metadata(path) else { return DeviceGroup::default() };
-    let read = |path| fs::read_to_string(path).unwrap_or_default();
-    let user = user_name(&read("/etc/passwd"), Uid::current().as_raw());
-    let group = group_of(&read("/etc/group"), metadata.gid(), metadata.mode(), user.as_deref());
-    let joined = getgroups().unwrap_or_default().iter().any(|gid| gid.as_raw() == metadata.gid());
-    DeviceGroup { joined_since: group.joined_since && !joined, ..group }
-}
-
-/// Name of a user in the text of /etc/passwd.
-fn user_name(passwd: &str, uid: u32) -> Option<String> {
-    passwd.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let name = fields.next()?;
-        (fields.nth(1)?.parse() == Ok(uid)).then(|| name.to_owned())
-    })
-}
-
-/// What the text of /etc/group says of a device's group.
-fn group_of(groups: &str, gid: u32, mode: u32, user: Option<&str>) -> DeviceGroup {
-    const GROUP_READ_WRITE: u32 = 0o060;
-    if gid == 0 || mode & GROUP_READ_WRITE != GROUP_READ_WRITE {
-        return DeviceGroup::default();
-    }
-    let entry = groups.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let name = fields.next()?;
-        (fields.nth(1)?.parse() == Ok(gid)).then(|| (name, fields.next().unwrap_or_default()))
-    });
-    // A container's /etc/group often does not know the host's group: the number does as well.
-    let (name, members) = entry.map_or((gid.to_string(), ""), |(name, members)| (name.to_owned(), members));
-    DeviceGroup { name: Some(name), joined_since: members.split(',').any(|member| Some(member) == user) }
-}
-
 #[cfg(test)]
 impl Facts {
     /// A physical Intel host with all that Tandem needs.
@@ -194,10 +149,7 @@ impl Facts {
 
 #[cfg(test)]
 mod tests {
-    use super::{DeviceGroup, available_memory, group_of, user_name};
-    use proptest::prelude::*;
-
-    const GROUPS: &str = "root:x:0:\nkvm:x:104:libvirt,ann\nplugdev:x:46:\n";
+    use super::available_memory;
 
     #[test]
     fn available_memory_in_kib() {
@@ -205,33 +157,5 @@ mod tests {
         assert_eq!(available_memory(text), Some(22_000_000));
         assert_eq!(available_memory("MemAvailable: many kB\n"), None);
         assert_eq!(available_memory(""), None);
-    }
-
-    #[test]
-    fn user_name_by_number() {
-        let passwd = "root:x:0:0:root:/root:/bin/bash\nann:x:1000:1000::/home/ann:/bin/sh\n";
-        assert_eq!(user_name(passwd, 1000).as_deref(), Some("ann"));
-        assert_eq!(user_name(passwd, 1001), None);
-    }
-
-    #[test]
-    fn group_that_may_use_the_device() {
-        let group = |gid, mode, user| group_of(GROUPS, gid, mode, Some(user));
-        let kvm = |joined_since| DeviceGroup { name: Some("kvm".into()), joined_since };
-        assert_eq!(group(104, 0o20660, "bob"), kvm(false));
-        assert_eq!(group(104, 0o20660, "ann"), kvm(true));
-        assert_eq!(group(104, 0o20640, "ann"), DeviceGroup::default());
-        assert_eq!(group(0, 0o20660, "ann"), DeviceGroup::default());
-        assert_eq!(group(993, 0o20660, "ann").name.as_deref(), Some("993"));
-    }
-
-    proptest! {
-        #[test]
-        fn any_account_file_is_accepted(text in "([a-z0-9:,]{0,12}\n){0,6}", id in 1u32..9) {
-            let group = group_of(&text, id, 0o660, None);
-            prop_assert!(group.name.is_some() && !group.joined_since);
-            prop_assert!(user_name(&text, id).is_none_or(|name| text.contains(&name)));
-            prop_assert_eq!(available_memory(&text), None);
-        }
     }
 }

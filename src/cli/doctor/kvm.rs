@@ -1,104 +1,14 @@
-//! /dev/kvm: looking at it, and what it means.
+//! What the state of /dev/kvm means.
 
-use std::path::Path;
-use std::sync::mpsc;
-use std::time::Duration;
-
-use kvm_ioctls::Cap;
-
-use super::facts::{DeviceGroup, Facts, device_group};
+use super::device::{CAPABILITIES, DEVICE, DeviceGroup, Kvm, OpenKvm};
+use super::facts::Facts;
 use super::report::Finding;
 use crate::host::kvm_backend::KvmBackend;
 
-mod proof;
-
-const DEVICE: &str = "/dev/kvm";
 /// KVM_GET_API_VERSION of every kernel since 2.6.22; no other is to be used (Documentation/virt/kvm/api.rst, 4.1).
 const API_VERSION: i32 = 12;
-/// How long the first instructions of a VM may take; software KVM needs less than a millisecond.
-const PROOF_WITHIN: Duration = Duration::from_secs(5);
 /// What to do where nothing better is known.
 const SEE_HOSTS: &str = "see docs/hosts.md for the kinds of hosts and how to check them";
-
-/// A KVM extension that Tandem uses.
-#[derive(Clone, Copy, Debug)]
-pub struct Capability {
-    name: &'static str,
-    cap: Cap,
-    /// What is lost without it; `None` if nothing works without it.
-    without: Option<&'static str>,
-}
-
-/// The extensions in use. Each needed one is in every kernel since 4.12.
-const CAPABILITIES: [Capability; 8] = [
-    Capability { name: "USER_MEMORY", cap: Cap::UserMemory, without: None },
-    Capability { name: "EXT_CPUID", cap: Cap::ExtCpuid, without: None },
-    Capability { name: "MP_STATE", cap: Cap::MpState, without: None },
-    Capability { name: "IRQ_ROUTING", cap: Cap::IrqRouting, without: None },
-    Capability { name: "IRQFD", cap: Cap::Irqfd, without: None },
-    Capability { name: "SPLIT_IRQCHIP", cap: Cap::SplitIrqchip, without: None },
-    Capability { name: "IMMEDIATE_EXIT", cap: Cap::ImmediateExit, without: None },
-    Capability {
-        name: "TSC_DEADLINE_TIMER",
-        cap: Cap::TscDeadlineTimer,
-        without: Some("guest kernels calibrate the APIC timer, which lengthens the boot"),
-    },
-];
-
-/// What came of opening /dev/kvm.
-#[derive(Debug)]
-pub enum Kvm {
-    /// There is no such file.
-    Absent,
-    /// EACCES or EPERM.
-    Denied(DeviceGroup),
-    /// Another error.
-    Failed(String),
-    /// It is open.
-    Open(OpenKvm),
-}
-
-/// What an open /dev/kvm says.
-#[derive(Debug)]
-pub struct OpenKvm {
-    /// KVM_GET_API_VERSION.
-    pub api_version: i32,
-    /// The ones of [`CAPABILITIES`] that it lacks.
-    pub lacks: Vec<Capability>,
-    /// What came of running a tiny VM.
-    pub proof: Result<(), String>,
-}
-
-/// Opens and examines /dev/kvm.
-pub fn open_kvm() -> Kvm {
-    match kvm_ioctls::Kvm::new() {
-        Ok(kvm) => Kvm::Open(OpenKvm {
-            api_version: kvm.get_api_version(),
-            lacks: CAPABILITIES.into_iter().filter(|c| !kvm.check_extension(c.cap)).collect(),
-            proof: prove(),
-        }),
-        Err(error) => match error.errno() {
-            libc::ENOENT => Kvm::Absent,
-            libc::EACCES | libc::EPERM => Kvm::Denied(device_group(Path::new(DEVICE))),
-            _ => Kvm::Failed(error.to_string()),
-        },
-    }
-}
-
-/// Runs the tiny VM in a thread of its own, which is left behind if KVM does not return from it.
-fn prove() -> Result<(), String> {
-    let (sender, receiver) = mpsc::channel();
-    std::thread::spawn(move || {
-        let proof = crate::hypervisor::kvm::KvmHypervisor::open()
-            .map_err(|error| proof::chain(&error))
-            .and_then(|kvm| proof::run_tiny_vm(&kvm));
-        // The receiver is gone if this was too late.
-        let _ = sender.send(proof);
-    });
-    receiver
-        .recv_timeout(PROOF_WITHIN)
-        .unwrap_or_else(|_| Err(format!("no answer within {} s", PROOF_WITHIN.as_secs())))
-}
 
 /// Everything about KVM.
 pub fn findings(facts: &Facts) -> Vec<Finding> {

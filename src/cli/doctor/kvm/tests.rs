@@ -1,5 +1,6 @@
-use super::{CAPABILITIES, Kvm, OpenKvm, findings};
-use crate::cli::doctor::facts::{DeviceGroup, Facts};
+use super::findings;
+use crate::cli::doctor::device::{CAPABILITIES, DeviceGroup, Kvm, OpenKvm};
+use crate::cli::doctor::facts::Facts;
 use crate::cli::doctor::report::{Finding, State};
 use crate::host::kvm_backend::KvmBackend;
 

@@ -224,3 +224,6 @@ fn configure_vcpus<V: Vcpu>(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

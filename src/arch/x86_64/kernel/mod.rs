@@ -18,7 +18,7 @@ mod decompress;
 mod elf;
 mod error;
 #[cfg(test)]
-mod fixture;
+pub(crate) mod fixture;
 mod load;
 mod recognise;
 mod symbols;

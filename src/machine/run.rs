@@ -13,6 +13,7 @@ use super::outcome::Outcome;
 use super::stop::StopReason;
 use super::stream::Streams;
 use super::vcpu::{self, VcpuThread};
+use crate::host::errors::chain;
 use crate::host::terminal::RawMode;
 use crate::hypervisor::{Hypervisor, Vm};
 use crate::milestone::{Milestone, Stamps};
@@ -77,7 +78,7 @@ impl<V: Vm> Machine<V> {
         });
         // Output that could not be written is worse than anything the guest may have said meanwhile.
         let reason = match (failure, latch.reason()) {
-            (Some(error), _) => StopReason::Internal(describe(&error)),
+            (Some(error), _) => StopReason::Internal(chain(&error)),
             (None, Some(reason)) => reason.clone(),
             (None, None) => StopReason::Internal("no reason to stop".into()),
         };
@@ -102,13 +103,6 @@ fn host_io(config: &MachineConfig, devices: &super::devices::Devices, stamps: &A
     };
     let channel = devices.com2.clone().map(|com2| com2 as Arc<dyn SerialEnd>);
     HostIo::new(Streams::standard(), devices.com1.clone(), role, channel, config.tandem_init, stamps.clone())
-}
-
-fn describe(error: &dyn std::error::Error) -> String {
-    match error.source() {
-        Some(source) => format!("{error}: {}", describe(source)),
-        None => error.to_string(),
-    }
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use std::time::Duration;
 use kvm_ioctls::Cap;
 use nix::unistd::{Uid, getgroups};
 
+use crate::host::errors::chain;
 use crate::hypervisor::kvm::KvmHypervisor;
 
 /// The device.
@@ -96,9 +97,8 @@ pub fn open_kvm() -> Kvm {
 fn prove() -> Result<(), String> {
     let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || {
-        let proof = KvmHypervisor::open()
-            .map_err(|error| proof::chain(&error))
-            .and_then(|kvm| proof::run_tiny_vm(&kvm));
+        let proof =
+            KvmHypervisor::open().map_err(|error| chain(&error)).and_then(|kvm| proof::run_tiny_vm(&kvm));
         // The receiver is gone if this was too late.
         let _ = sender.send(proof);
     });

@@ -18,20 +18,8 @@ use crate::host::runtimes::{self, Program};
 /// Everything the findings are drawn from.
 #[derive(Debug)]
 pub struct Facts {
-    /// The processor.
-    pub cpu: CpuInfo,
-    /// Which KVM.
-    pub backend: KvmBackend,
-    /// /dev/kvm.
-    pub kvm: Kvm,
-    /// The kernel has KVM as module or built in.
-    pub kvm_module: bool,
-    /// Docker, podman, systemd-nspawn or the like.
-    pub container: bool,
-    /// Windows' Linux kernel.
-    pub wsl: bool,
-    /// Who runs this.
-    pub root: bool,
+    /// What bears on KVM.
+    pub kvm: KvmFacts,
     /// MemAvailable of /proc/meminfo in KiB.
     pub memory_kib: Option<u64>,
     /// cgroup hierarchies, or why they cannot be read.
@@ -42,6 +30,25 @@ pub struct Facts {
     pub programs: Vec<Program>,
     /// The standard guest, or why it is not there.
     pub guest: Result<GuestManifest, PathsError>,
+}
+
+/// What the findings about KVM are drawn from.
+#[derive(Debug)]
+pub struct KvmFacts {
+    /// The processor.
+    pub cpu: CpuInfo,
+    /// Which KVM.
+    pub backend: KvmBackend,
+    /// /dev/kvm.
+    pub device: Kvm,
+    /// The kernel has KVM as module or built in.
+    pub module: bool,
+    /// Docker, podman, systemd-nspawn or the like.
+    pub container: bool,
+    /// Windows' Linux kernel.
+    pub wsl: bool,
+    /// Who runs this.
+    pub root: bool,
 }
 
 /// Whether user namespaces can be had, and the settings that say no.
@@ -63,19 +70,9 @@ impl Facts {
         let root = Path::new("/");
         // First of all, because it forks, which is simple only while there is one thread.
         let user_namespaces = user_namespaces(root);
-        let exists = |path: &str| Path::new(path).exists();
-        let container =
-            exists("/.dockerenv") || exists("/run/.containerenv") || exists("/run/systemd/container");
-        let read = |path| fs::read_to_string(path).unwrap_or_default();
         let guest = Paths::from_env().guest_images(STANDARD).and_then(|images| images.manifest());
         Self {
-            cpu: CpuInfo::read(root).unwrap_or_default(),
-            backend: KvmBackend::detect(root),
-            kvm: open_kvm(),
-            kvm_module: exists("/sys/module/kvm"),
-            container,
-            wsl: read("/proc/sys/kernel/osrelease").to_lowercase().contains("microsoft"),
-            root: Uid::effective().is_root(),
+            kvm: KvmFacts::gather(),
             memory_kib: available_memory(&read("/proc/meminfo")),
             cgroups: Cgroups::detect(root).map_err(|error| error.to_string()),
             user_namespaces,
@@ -83,6 +80,30 @@ impl Facts {
             guest,
         }
     }
+}
+
+impl KvmFacts {
+    /// Looks at this host, within milliseconds unless /dev/kvm opens but makes no VM.
+    pub fn gather() -> Self {
+        let root = Path::new("/");
+        let exists = |path: &str| Path::new(path).exists();
+        let container =
+            exists("/.dockerenv") || exists("/run/.containerenv") || exists("/run/systemd/container");
+        Self {
+            cpu: CpuInfo::read(root).unwrap_or_default(),
+            backend: KvmBackend::detect(root),
+            device: open_kvm(),
+            module: exists("/sys/module/kvm"),
+            container,
+            wsl: read("/proc/sys/kernel/osrelease").to_lowercase().contains("microsoft"),
+            root: Uid::effective().is_root(),
+        }
+    }
+}
+
+/// A file's text; empty if it cannot be read.
+fn read(path: &str) -> String {
+    fs::read_to_string(path).unwrap_or_default()
 }
 
 /// MemAvailable in KiB from the text of /proc/meminfo.
@@ -131,18 +152,28 @@ impl Facts {
         let hierarchy = Hierarchy { version: Version::V2, controllers, group: "/sys/fs/cgroup".into() };
         let (flavour, version, hash) = (STANDARD.into(), "6.12.1".into(), "0123456789abcdef".into());
         Self {
-            cpu: CpuInfo { vmx: true, ..CpuInfo::default() },
-            backend: KvmBackend::Vmx,
-            kvm: Kvm::Open(OpenKvm { api_version: 12, lacks: Vec::new(), proof: Ok(()) }),
-            kvm_module: true,
-            container: false,
-            wsl: false,
-            root: false,
+            kvm: KvmFacts::good(),
             memory_kib: Some(8 << 20),
             cgroups: Ok(Cgroups { hierarchies: vec![hierarchy] }),
             user_namespaces: UserNamespaces::default(),
             programs: Vec::new(),
             guest: Ok(GuestManifest { flavour, version, hash }),
+        }
+    }
+}
+
+#[cfg(test)]
+impl KvmFacts {
+    /// A physical Intel host with all that Tandem needs.
+    pub fn good() -> Self {
+        Self {
+            cpu: CpuInfo { vmx: true, ..CpuInfo::default() },
+            backend: KvmBackend::Vmx,
+            device: Kvm::Open(OpenKvm { api_version: 12, lacks: Vec::new(), proof: Ok(()) }),
+            module: true,
+            container: false,
+            wsl: false,
+            root: false,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What the state of /dev/kvm means.
 
 use super::device::{CAPABILITIES, DEVICE, DeviceGroup, Kvm, OpenKvm};
-use super::facts::Facts;
+use super::facts::KvmFacts;
 use super::report::Finding;
 use crate::host::kvm_backend::KvmBackend;
 
@@ -11,22 +11,23 @@ const API_VERSION: i32 = 12;
 const SEE_HOSTS: &str = "see docs/hosts.md for the kinds of hosts and how to check them";
 
 /// Everything about KVM.
-pub fn findings(facts: &Facts) -> Vec<Finding> {
+pub fn findings(facts: &KvmFacts) -> Vec<Finding> {
     let mut findings = vec![device(facts)];
-    if let Kvm::Open(kvm) = &facts.kvm {
+    if let Kvm::Open(kvm) = &facts.device {
         findings.extend([api(kvm), extensions(kvm), proof(kvm)]);
     }
     // Without a device there may be nothing to name, and the device's finding says why.
-    if matches!(facts.kvm, Kvm::Open(_)) || facts.backend != KvmBackend::Unknown {
+    if matches!(facts.device, Kvm::Open(_)) || facts.backend != KvmBackend::Unknown {
         findings.push(backend(facts.backend));
     }
     findings.push(nested(facts));
     findings
 }
 
-fn device(facts: &Facts) -> Finding {
+/// Whether /dev/kvm can be opened.
+pub fn device(facts: &KvmFacts) -> Finding {
     let finding = |value: &str, meaning: &str| Finding::ok("kvm-device", value, meaning).required();
-    match &facts.kvm {
+    match &facts.device {
         Kvm::Open(_) => finding(DEVICE, "opens for reading and writing"),
         Kvm::Absent => {
             let (cause, remedy) = absence(facts);
@@ -41,7 +42,7 @@ fn device(facts: &Facts) -> Finding {
 }
 
 /// Why there is no /dev/kvm, and what to do about it.
-fn absence(facts: &Facts) -> (&'static str, &'static str) {
+fn absence(facts: &KvmFacts) -> (&'static str, &'static str) {
     let module = match (facts.cpu.vmx, facts.cpu.svm) {
         (true, _) => Some(
             "load it with `sudo modprobe kvm_intel`; if that says \"Operation not supported\", switch \
@@ -53,7 +54,7 @@ fn absence(facts: &Facts) -> (&'static str, &'static str) {
         ),
         _ => None,
     };
-    match (facts.kvm_module && facts.backend != KvmBackend::Unknown, facts.container, module) {
+    match (facts.module && facts.backend != KvmBackend::Unknown, facts.container, module) {
         (true, true, _) => (
             "the kernel has KVM but this container was started without the device",
             "start the container with `--device /dev/kvm`",
@@ -81,7 +82,7 @@ fn absence(facts: &Facts) -> (&'static str, &'static str) {
 }
 
 /// Why /dev/kvm does not open for this user, and what to do about it.
-fn denial(facts: &Facts, group: &DeviceGroup) -> (String, String) {
+fn denial(facts: &KvmFacts, group: &DeviceGroup) -> (String, String) {
     if facts.root {
         let cause = "not even root may open it: a container's or a service's device rules forbid it";
         return (cause.into(), "start the container with `--device /dev/kvm`".into());
@@ -165,7 +166,7 @@ fn backend(backend: KvmBackend) -> Finding {
     }
 }
 
-fn nested(facts: &Facts) -> Finding {
+fn nested(facts: &KvmFacts) -> Finding {
     if !facts.cpu.hypervisor {
         return Finding::ok("nested", "no", "this host is no virtual machine itself");
     }

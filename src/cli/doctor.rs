@@ -1,5 +1,6 @@
 //! `tandem doctor`: what this host can do, and what to do about what it cannot.
 
+mod device;
 mod facts;
 mod host;
 mod kvm;
@@ -7,7 +8,7 @@ mod report;
 
 use std::io::{self, IsTerminal, Write};
 
-use self::facts::Facts;
+use self::facts::{Facts, KvmFacts};
 use self::report::{Finding, Report};
 
 /// Arguments of `tandem doctor`.
@@ -32,8 +33,14 @@ pub fn run(args: &DoctorArgs) -> u8 {
     u8::from(!report.can_run())
 }
 
+/// Why /dev/kvm does not open, and what to do about it, in one line.
+pub fn kvm_remedy() -> String {
+    let Finding { meaning, remedy, .. } = kvm::device(&KvmFacts::gather());
+    remedy.map_or(meaning.clone(), |remedy| format!("{meaning}: {remedy}"))
+}
+
 fn findings(facts: &Facts) -> Vec<Finding> {
-    let mut findings = kvm::findings(facts);
+    let mut findings = kvm::findings(&facts.kvm);
     findings.extend(host::findings(facts));
     findings
 }

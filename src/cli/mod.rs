@@ -5,10 +5,13 @@ mod run;
 mod units;
 
 use std::ffi::OsString;
+use std::fmt::Display;
+use std::io::{self, Write};
 
 use clap::{Parser, Subcommand};
 use tracing::level_filters::LevelFilter;
 
+use crate::host::errors::chain;
 use crate::machine::outcome::exit_code;
 
 /// Exit codes as `--help` tells them.
@@ -67,18 +70,19 @@ fn log_to_stderr() {
     let wanted = std::env::var("TANDEM_LOG").ok().and_then(|level| level.parse().ok());
     tracing_subscriber::fmt()
         .with_max_level(wanted.unwrap_or(LevelFilter::WARN))
-        .with_writer(std::io::stderr)
+        .with_writer(io::stderr)
+        // It would panic over what cannot be written.
+        .log_internal_errors(false)
         .without_time()
         .init();
 }
 
 /// Prints an error with its causes in one line.
 fn report(error: &dyn std::error::Error) {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        text += &format!(": {inner}");
-        cause = inner.source();
-    }
-    eprintln!("tandem: {text}");
+    say(format_args!("tandem: {}", chain(error)));
+}
+
+/// Writes a line to stderr. Where that cannot be, for example on a full disk, nobody can be told either.
+fn say(line: impl Display) {
+    let _ = io::stderr().write_all(format!("{line}\n").as_bytes());
 }

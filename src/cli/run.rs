@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
-use super::report;
 use super::units::{parse_duration, parse_size};
+use super::{doctor, report, say};
 use crate::arch::x86_64::kernel::{BootChoice, Unpacker};
 use crate::host::kvm_backend::KvmBackend;
 use crate::hypervisor::kvm::KvmHypervisor;
@@ -60,7 +60,7 @@ pub struct RunArgs {
     /// Working directory of the command
     #[arg(long, value_name = "DIR")]
     workdir: Option<PathBuf>,
-    /// End the run after this time, with exit code 124
+    /// End the run this long after the guest has started, with exit code 124
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     timeout: Option<Duration>,
     /// Print the resolved configuration and the guest's memory map, and run nothing
@@ -151,7 +151,7 @@ pub fn run(args: RunArgs) -> u8 {
             Ok(hypervisor) => Arc::new(hypervisor),
             Err(error) => {
                 report(&error);
-                eprintln!("tandem: 'tandem doctor' tells why and what to do");
+                say(format_args!("tandem: {}", doctor::kvm_remedy()));
                 return exit_code::SETUP;
             }
         };

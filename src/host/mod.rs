@@ -2,6 +2,7 @@
 
 pub mod cgroup;
 pub mod cpu;
+pub mod errors;
 pub mod kvm_backend;
 pub mod memory;
 pub mod mountinfo;

@@ -1,9 +1,7 @@
 //! A scripted hypervisor for tests of the run loop: no KVM, no guest code.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use kvm_bindings::{kvm_cpuid_entry2, kvm_msr_entry, kvm_regs, kvm_sregs};
 use vmm_sys_util::errno;
@@ -34,11 +32,15 @@ pub enum Step {
     FailEntry(u64),
     /// KVM_RUN itself fails with this errno.
     Error(i32),
-    /// Executes guest code until interrupted.
-    Spin,
+    /// Executes guest code for good, whatever interrupts it.
+    Loop,
+    /// Is in HLT with interrupts on for good: something may still wake it.
+    Idle,
 }
 
-/// Registers a scripted vCPU reports.
+/// EFLAGS.IF (Intel SDM vol. 1, 3.4.3).
+const RFLAGS_IF: u64 = 1 << 9;
+/// RIP of a scripted vCPU.
 pub const RIP: u64 = 0x10_0042;
 
 /// A scripted hypervisor; each vCPU plays the script of its id.
@@ -46,19 +48,27 @@ pub const RIP: u64 = 0x10_0042;
 pub struct FakeHypervisor {
     /// The scripts, by vCPU.
     pub scripts: Vec<Vec<Step>>,
-    /// What the VM was told, in order.
+    /// What the VM and its vCPUs were told, in order.
     pub calls: Arc<Mutex<Vec<String>>>,
+    /// Calls that begin so fail with ENOMEM.
+    pub failing: Option<&'static str>,
 }
 
 impl FakeHypervisor {
     /// A hypervisor whose vCPU `n` plays `scripts[n]`.
     pub fn new(scripts: Vec<Vec<Step>>) -> Self {
-        Self { scripts, calls: Arc::default() }
+        Self { scripts, ..Self::default() }
     }
 
-    fn log(&self, call: String) {
-        if let Ok(mut calls) = self.calls.lock() {
-            calls.push(call);
+    /// Notes the call, and fails if it is to.
+    fn log(&self, call: impl Into<String>) -> Result<()> {
+        let call = call.into();
+        lock(&self.calls).push(call.clone());
+        match self.failing {
+            Some(failing) if call.starts_with(failing) => {
+                Err(Error { call, source: errno::Error::new(libc::ENOMEM) })
+            }
+            _ => Ok(()),
         }
     }
 }
@@ -67,11 +77,12 @@ impl Hypervisor for FakeHypervisor {
     type Vm = FakeHypervisor;
 
     fn create_vm(&self) -> Result<Self> {
-        self.log("create_vm".into());
+        self.log("create_vm")?;
         Ok(self.clone())
     }
 
     fn supported_cpuid(&self) -> Result<Vec<kvm_cpuid_entry2>> {
+        self.log("supported_cpuid")?;
         Ok(Vec::new())
     }
 
@@ -84,51 +95,68 @@ impl Vm for FakeHypervisor {
     type Vcpu = FakeVcpu;
 
     unsafe fn set_memory_region(&self, region: &MemoryRegion) -> Result<()> {
-        self.log(format!("memory {:#x}+{:#x}", region.guest_addr, region.len));
-        Ok(())
+        self.log(format!("memory {} {:#x}+{:#x}", region.slot, region.guest_addr, region.len))
     }
 
-    fn reserve_pages(&self, _guest_addr: u64) -> Result<()> {
-        Ok(())
+    fn reserve_pages(&self, guest_addr: u64) -> Result<()> {
+        self.log(format!("reserve {guest_addr:#x}"))
     }
 
     fn create_split_irqchip(&self, pins: u32) -> Result<()> {
-        self.log(format!("irqchip {pins}"));
-        Ok(())
+        self.log(format!("irqchip {pins}"))
     }
 
     fn create_vcpu(&self, id: u8) -> Result<FakeVcpu> {
-        self.log(format!("vcpu {id}"));
+        self.log(format!("vcpu {id}"))?;
         let script = self.scripts.get(usize::from(id)).cloned().unwrap_or_default();
-        Ok(FakeVcpu { script: script.into(), ..FakeVcpu::default() })
+        Ok(FakeVcpu { id, vm: self.clone(), ..FakeVcpu::new(script) })
     }
 
     fn set_msi_routes(&self, routes: &[(u32, Msi)]) -> Result<()> {
-        self.log(format!("routes {routes:?}"));
-        Ok(())
+        self.log(format!("routes {routes:?}"))
     }
 
     fn bind_interrupt(&self, _event: &EventFd, gsi: u32) -> Result<()> {
-        self.log(format!("bind {gsi}"));
-        Ok(())
+        self.log(format!("bind {gsi}"))
     }
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 #[derive(Default)]
-struct Flag(AtomicBool);
+struct Flag {
+    requested: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Flag {
+    fn wait(&self) {
+        let requested = lock(&self.requested);
+        drop(
+            self.changed
+                .wait_while(requested, |requested| !*requested)
+                .unwrap_or_else(PoisonError::into_inner),
+        );
+    }
+}
 
 impl Interrupter for Flag {
     fn request(&self) {
-        self.0.store(true, Ordering::SeqCst);
+        *lock(&self.requested) = true;
+        self.changed.notify_all();
     }
     fn clear(&self) {
-        self.0.store(false, Ordering::SeqCst);
+        *lock(&self.requested) = false;
     }
 }
 
-/// A vCPU that plays a script and then waits to be interrupted, like a halted one.
+/// A vCPU that plays a script and then is in HLT with interrupts off.
 #[derive(Default)]
 pub struct FakeVcpu {
+    id: u8,
+    vm: FakeHypervisor,
     script: VecDeque<Step>,
     interrupt: Arc<Flag>,
     buffer: Vec<u8>,
@@ -137,31 +165,46 @@ pub struct FakeVcpu {
     pub reads: Vec<Vec<u8>>,
 }
 
+impl FakeVcpu {
+    /// A vCPU that plays `script`.
+    pub fn new(script: impl Into<VecDeque<Step>>) -> Self {
+        Self { script: script.into(), ..Self::default() }
+    }
+}
+
 impl Vcpu for FakeVcpu {
     fn set_cpuid(&self, _entries: &[kvm_cpuid_entry2]) -> Result<()> {
-        Ok(())
+        self.vm.log(format!("cpuid of {}", self.id))
     }
 
     fn set_msrs(&self, _entries: &[kvm_msr_entry]) -> Result<()> {
-        Ok(())
+        self.vm.log(format!("msrs of {}", self.id))
     }
 
     fn registers(&self) -> Result<(kvm_regs, kvm_sregs)> {
-        Ok((kvm_regs { rip: RIP, ..Default::default() }, kvm_sregs::default()))
+        let rflags = if self.script.front() == Some(&Step::Idle) { RFLAGS_IF } else { 0 };
+        Ok((kvm_regs { rip: RIP, rflags, ..Default::default() }, kvm_sregs::default()))
     }
 
-    fn set_registers(&self, _regs: &kvm_regs, _sregs: &kvm_sregs) -> Result<()> {
-        Ok(())
+    fn set_registers(&self, regs: &kvm_regs, _sregs: &kvm_sregs) -> Result<()> {
+        self.vm.log(format!("registers of {}: rip {:#x}", self.id, regs.rip))
     }
 
     fn run(&mut self) -> Result<Exit<'_>> {
         if std::mem::take(&mut self.pending_read) {
             self.reads.push(self.buffer.clone());
         }
-        if self.interrupt.0.load(Ordering::SeqCst) {
+        if *lock(&self.interrupt.requested) {
             return Ok(Exit::Interrupted);
         }
-        let step = self.script.pop_front().unwrap_or(Step::Spin);
+        let step = match self.script.front() {
+            None | Some(Step::Loop | Step::Idle) => None,
+            Some(_) => self.script.pop_front(),
+        };
+        let Some(step) = step else {
+            self.interrupt.wait();
+            return Ok(Exit::Interrupted);
+        };
         Ok(match step {
             Step::Out { port, size, data } => {
                 self.buffer = data;
@@ -189,17 +232,16 @@ impl Vcpu for FakeVcpu {
             Step::Error(errno) => {
                 return Err(Error { call: "KVM_RUN".into(), source: errno::Error::new(errno) });
             }
-            Step::Spin => {
-                while !self.interrupt.0.load(Ordering::SeqCst) {
-                    std::thread::sleep(Duration::from_millis(1));
-                }
-                Exit::Interrupted
-            }
+            // Not taken out of the script.
+            Step::Loop | Step::Idle => Exit::Interrupted,
         })
     }
 
     fn run_state(&self) -> Result<RunState> {
-        Ok(if self.script.is_empty() { RunState::Halted } else { RunState::Running })
+        Ok(match self.script.front() {
+            None | Some(Step::Idle) => RunState::Halted,
+            Some(_) => RunState::Running,
+        })
     }
 
     fn translate(&self, virtual_addr: u64) -> Option<u64> {

@@ -1,8 +1,9 @@
 //! Narrow traits over the hypervisor and plain descriptions of what comes back from it.
 //!
-//! [`kvm`] is the real thing, [`fake`] a scripted one for tests of the run loop. Register and CPUID blocks are the
+//! [`kvm`] is the real thing; tests of the run loop have a scripted one. Register and CPUID blocks are the
 //! plain structures of `kvm-bindings`, which are the kernel's own ABI.
 
+#[cfg(test)]
 pub mod fake;
 pub mod kvm;
 
@@ -94,7 +95,7 @@ pub enum RunState {
     Waiting,
 }
 
-/// What the local APIC's timer and the processor model need to know of the host's hypervisor.
+/// The host's hypervisor: makes VMs and says what their processors can do.
 pub trait Hypervisor: Send + Sync + 'static {
     type Vm: Vm;
 

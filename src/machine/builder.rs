@@ -19,10 +19,11 @@ use super::events::EventSink;
 use super::interrupts::Lines;
 use super::stop::StopLatch;
 use super::vcpu::{HaltCheck, VcpuContext, WaitingThread};
+use crate::arch::x86_64::boot_info::{self, BootInfo, TablesError};
 use crate::arch::x86_64::cpuid::{self, CpuidConfig};
 use crate::arch::x86_64::kernel::{KernelError, LoadedKernel};
 use crate::arch::x86_64::layout::{IOAPIC_PINS, KVM_TSS_START};
-use crate::arch::x86_64::tables::{self, BootInfo, TablesError, write_tables};
+use crate::arch::x86_64::tables::write_tables;
 use crate::arch::x86_64::{msr, registers};
 use crate::host::terminal::TerminalError;
 use crate::hypervisor::{self, Hypervisor, MemoryRegion, Vcpu, Vm};
@@ -197,7 +198,7 @@ fn describe_machine(
         initramfs: config.initramfs.as_ref().map(|(_, place)| *place),
         map_page_size: cpuid::map_page_size(cpuid),
         vcpus: config.cpus,
-        devices: tables::Devices { serial: &serial, virtio_mmio: &[], pvpanic: true },
+        devices: boot_info::Devices { serial: &serial, virtio_mmio: &[], pvpanic: true },
         // A guest of a few instructions looks at neither; not writing them saves it some pages.
         acpi: config.linux,
     };
@@ -226,3 +227,6 @@ fn configure_vcpus<V: Vcpu>(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+use crate::arch::x86_64::boot_info::{self, TablesError};
 use crate::arch::x86_64::kernel::{BootChoice, KernelError, KernelFile, Reason, Reserved, Unpacker};
 use crate::arch::x86_64::layout::{BOOT_TABLES, MAX_VCPUS};
 use crate::arch::x86_64::memory_map::{MemoryMap, MemoryMapError};
-use crate::arch::x86_64::registers::BootProtocol;
-use crate::arch::x86_64::tables::{self, TablesError, check_command_line};
+use crate::arch::x86_64::protocol::BootProtocol;
+use crate::arch::x86_64::tables::check_command_line;
 use crate::workload::initramfs::Initramfs;
 
 /// The configuration cannot work.
@@ -96,7 +97,7 @@ pub struct MachineConfig {
     pub protocol: BootProtocol,
     pub command_line: CString,
     /// The initramfs and where it goes.
-    pub initramfs: Option<(Initramfs, tables::Initramfs)>,
+    pub initramfs: Option<(Initramfs, boot_info::Initramfs)>,
     pub console: Console,
     pub command: bool,
     pub tandem_init: bool,
@@ -151,7 +152,7 @@ impl Hardware {
             let len = initramfs.len();
             let last = kernel.setup_header().map(|header| header.initrd_addr_max);
             let start = memory.place_initramfs(len, kernel.footprint(), last)?;
-            Ok::<_, ConfigError>((initramfs, tables::Initramfs { start, len }))
+            Ok::<_, ConfigError>((initramfs, boot_info::Initramfs { start, len }))
         };
         let initramfs = software.initramfs.map(place).transpose()?;
         Ok(MachineConfig {

@@ -1,6 +1,5 @@
 //! The main thread's loop: the terminal, the command's streams, signals, time limits.
 
-use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,7 +13,7 @@ use vmm_sys_util::epoll::EventSet;
 use crate::host::memory::release_code_pages;
 use crate::host::terminal::RawMode;
 
-use super::host_io::{HostIo, Interests};
+use super::host_io::{HostIo, Interests, StreamError};
 use super::stop::{StopLatch, StopReason};
 use super::vcpu::{HaltCheck, VcpuThread};
 
@@ -37,8 +36,8 @@ pub enum EventLoopError {
     #[error("cannot wait for events")]
     Epoll(#[source] event_manager::Error),
     /// A standard stream failed.
-    #[error("cannot use a standard stream")]
-    Stream(#[source] io::Error),
+    #[error(transparent)]
+    Stream(#[from] StreamError),
 }
 
 /// Receives what the loop waits for; the work is done after each wake-up, whatever its cause.
@@ -85,13 +84,24 @@ pub struct EventLoop {
     io: HostIo,
     /// The user's terminal, raw while the loop exists.
     terminal: Option<RawMode>,
+    /// When the time limit is reached.
+    deadline: Option<Instant>,
     registered: Interests,
     /// Descriptors like those of regular files, which epoll refuses: always ready.
     always_ready: Interests,
 }
 
+/// The signals that the loop receives. Not those that are ignored, as SIGHUP is under nohup: blocked, they would arrive.
 fn signals() -> SigSet {
-    ENDING_SIGNALS.into_iter().chain([Signal::SIGCONT]).collect()
+    ENDING_SIGNALS.into_iter().filter(|signal| !is_ignored(*signal)).chain([Signal::SIGCONT]).collect()
+}
+
+fn is_ignored(signal: Signal) -> bool {
+    // SAFETY: all-zero bytes are a valid sigaction.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    // SAFETY: no action is set; `action` is valid for writes.
+    let failed = unsafe { libc::sigaction(signal as libc::c_int, std::ptr::null(), &raw mut action) };
+    failed == 0 && action.sa_sigaction == libc::SIG_IGN
 }
 
 /// Blocks the signals that the loop receives. Called before any thread exists, so that all inherit it.
@@ -125,10 +135,10 @@ impl EventLoop {
             continued: false,
         });
         let (registered, always_ready) = (Interests::default(), Interests::default());
-        Ok(Self { manager, id, latch, io, terminal, registered, always_ready })
+        Ok(Self { manager, id, latch, io, terminal, deadline: None, registered, always_ready })
     }
 
-    /// Runs until the machine is to stop.
+    /// Runs until the machine is to stop. The time limit counts from here.
     ///
     /// # Errors
     /// A standard stream or epoll failed. The machine is still to be stopped.
@@ -139,15 +149,17 @@ impl EventLoop {
         timeout: Option<Duration>,
     ) -> Result<(), EventLoopError> {
         let start = Instant::now();
+        // A limit beyond the clock's range is none.
+        self.deadline = timeout.and_then(|limit| start.checked_add(limit));
         let mut next_check = start + HALT_CHECK_PERIOD;
         let mut cpu_times: Vec<_> = vcpus.iter().map(VcpuThread::cpu_time).collect();
         let mut settled = false;
         loop {
-            if let Some(reason) = self.io.pump().map_err(EventLoopError::Stream)? {
+            if let Some(reason) = self.io.pump()? {
                 self.latch.request(reason);
             }
             let now = Instant::now();
-            if let Some(limit) = timeout.filter(|limit| now >= start + *limit) {
+            if let (Some(limit), true) = (timeout, self.is_late(now)) {
                 self.latch.request(StopReason::Timeout(limit));
             }
             if self.latch.is_set() {
@@ -161,32 +173,40 @@ impl EventLoop {
                     release_code_pages();
                 }
             }
-            self.register()?;
-            let deadline = timeout.map_or(next_check, |limit| next_check.min(start + limit));
+            self.register(self.io.interests())?;
+            let deadline = self.deadline.map_or(next_check, |deadline| next_check.min(deadline));
             let time = deadline.saturating_duration_since(now);
             self.wait(self.io.output_delay().map_or(time, |delay| delay.min(time)))?;
         }
     }
 
-    /// Writes the last output. Waits for its readers, but after a stop that the user asked for only if they read.
+    /// Gives the terminal back and writes the last output. Waits for its readers; but if not `patient`, beyond the time
+    /// limit or after a signal, only as long as they read. Returns the number of bytes that they left.
     ///
     /// # Errors
-    /// A standard stream failed.
+    /// A standard stream or epoll failed.
     pub fn drain(&mut self, patient: bool) -> Result<usize, EventLoopError> {
+        // Nobody reads the keyboard any more: Ctrl-c must be a signal again.
+        self.terminal = None;
         let mut last = (usize::MAX, Instant::now());
         loop {
-            let waiting = self.io.drain().map_err(EventLoopError::Stream)?;
+            let waiting = self.io.drain()?;
             if waiting < last.0 {
                 last = (waiting, Instant::now());
             }
             let signalled = self.manager.subscriber_mut(self.id).is_ok_and(|wakeups| wakeups.signalled);
-            let give_up = (signalled || !patient) && last.1.elapsed() > DRAIN_PATIENCE;
+            let hurry = signalled || !patient || self.is_late(Instant::now());
+            let give_up = hurry && last.1.elapsed() > DRAIN_PATIENCE;
             if waiting == 0 || give_up {
                 return Ok(waiting);
             }
-            self.register()?;
+            self.register(Interests { stdin: false, ..self.io.interests() })?;
             self.wait(Duration::from_millis(100))?;
         }
+    }
+
+    fn is_late(&self, now: Instant) -> bool {
+        self.deadline.is_some_and(|deadline| now >= deadline)
     }
 
     /// The streams, to read the log.
@@ -206,10 +226,9 @@ impl EventLoop {
         Ok(())
     }
 
-    /// Brings what epoll waits for in line with what the streams want.
-    fn register(&mut self) -> Result<(), EventLoopError> {
+    /// Brings what epoll waits for in line with what is wanted of the streams.
+    fn register(&mut self, wanted: Interests) -> Result<(), EventLoopError> {
         let [stdin, stdout, stderr] = self.io.standard_fds();
-        let wanted = self.io.interests();
         let mut ops = self.manager.event_ops(self.id).map_err(EventLoopError::Epoll)?;
         let streams = [
             (stdin, EventSet::IN, wanted.stdin, &mut self.registered.stdin, &mut self.always_ready.stdin),

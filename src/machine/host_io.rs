@@ -1,23 +1,39 @@
 //! Moves bytes between the guest's serial ports and Tandem's standard streams, never waiting for either.
 
-use std::io::{self, Stderr, Stdin, Stdout};
-use std::os::fd::RawFd;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use thiserror::Error;
 
 use super::escape::{EscapeKey, HELP, Request};
 use super::frames::{FrameReader, write_stdin, write_stdin_end};
 use super::log::LogTail;
 use super::stop::StopReason;
-use super::stream::{Input, OutputStream, Written, read_now};
+use super::stream::{Input, OutputStream, Stream, Streams, read_now};
 use crate::milestone::{Milestone, Stamps};
 use crate::workload::channel::Kind;
 
+/// Bytes typed on a terminal that wait for the guest at most. It is read on meanwhile, for the escape key to work also
+/// while the guest boots or hangs.
+const TYPE_AHEAD: usize = 1 << 20;
 /// Bytes of one read of the standard input.
 const READ_LEN: usize = 4096;
 /// Output that follows other output sooner than this waits until then, to be written with what comes meanwhile: a
 /// wake-up for each byte would take the processor from the guest.
 const OUTPUT_PERIOD: Duration = Duration::from_millis(1);
+
+/// A standard stream that cannot be used.
+#[derive(Debug, Error)]
+pub enum StreamError {
+    /// A directory, for example.
+    #[error("cannot read the standard input")]
+    Input(#[source] io::Error),
+    /// The disk is full, for example.
+    #[error("cannot write to the standard output")]
+    Output(#[source] io::Error),
+}
 
 /// The host's end of a guest serial port.
 pub trait SerialEnd: Send + Sync {
@@ -61,10 +77,10 @@ pub struct Interests {
 
 /// The standard streams and the guest's serial ports.
 pub struct HostIo {
-    stdin: Stdin,
+    stdin: Stream,
     stdin_ended: bool,
-    stdout: OutputStream<Stdout>,
-    stderr: OutputStream<Stderr>,
+    stdout: OutputStream<Stream>,
+    stderr: OutputStream<Stream>,
     console: Arc<dyn SerialEnd>,
     role: ConsoleRole,
     channel: Option<CommandChannel>,
@@ -84,6 +100,7 @@ impl HostIo {
     /// Connects the ports. `await_workload`: input for the console waits for the workload's start, so that the guest's
     /// terminal neither echoes nor drops what comes early.
     pub fn new(
+        streams: Streams,
         console: Arc<dyn SerialEnd>,
         role: ConsoleRole,
         channel: Option<Arc<dyn SerialEnd>>,
@@ -91,10 +108,10 @@ impl HostIo {
         stamps: Arc<Stamps>,
     ) -> Self {
         Self {
-            stdin: io::stdin(),
+            stdin: streams.input,
             stdin_ended: false,
-            stdout: OutputStream::new(io::stdout()),
-            stderr: OutputStream::new(io::stderr()),
+            stdout: OutputStream::new(streams.output),
+            stderr: OutputStream::new(streams.errors),
             console,
             role,
             channel: channel.map(|port| CommandChannel {
@@ -115,7 +132,7 @@ impl HostIo {
     ///
     /// # Errors
     /// A standard stream cannot be used.
-    pub fn pump(&mut self) -> io::Result<Option<StopReason>> {
+    pub fn pump(&mut self) -> Result<Option<StopReason>, StreamError> {
         let stop = self.pump_output(false)?;
         Ok(self.pump_input()?.or(stop))
     }
@@ -123,7 +140,7 @@ impl HostIo {
     /// What to await before the next [`Self::pump`].
     pub fn interests(&self) -> Interests {
         Interests {
-            stdin: self.wants_input() && self.pending.is_empty(),
+            stdin: self.wants_input(),
             stdout: self.stdout.waiting() > 0,
             stderr: self.stderr.waiting() > 0,
         }
@@ -150,13 +167,17 @@ impl HostIo {
     ///
     /// # Errors
     /// A standard stream cannot be used.
-    pub fn drain(&mut self) -> io::Result<usize> {
+    pub fn drain(&mut self) -> Result<usize, StreamError> {
         self.pump_output(true)?;
         Ok(self.stdout.waiting() + self.stderr.waiting())
     }
 
-    fn pump_output(&mut self, all: bool) -> io::Result<Option<StopReason>> {
+    fn pump_output(&mut self, all: bool) -> Result<Option<StopReason>, StreamError> {
         let mut stop = None;
+        // First: room that is made after the last look at the ports would be of no use until something else happens.
+        self.stdout.flush().map_err(StreamError::Output)?;
+        // Nobody who reads our errors is no reason to stop.
+        let _ = self.stderr.flush();
         let (mut console, mut framed) = (Vec::new(), Vec::new());
         self.output_waits = !all && self.output_at.is_some_and(|at| at.elapsed() < OUTPUT_PERIOD);
         while all || (!self.output_waits && self.stdout.has_room() && self.stderr.has_room()) {
@@ -173,17 +194,14 @@ impl HostIo {
             }
             stop = self.channel_output(&framed)?.or(stop);
         }
-        let closed = self.stdout.flush()? == Written::Closed;
-        // Nobody who reads our errors is no reason to stop.
-        let _ = self.stderr.flush();
-        Ok(stop.or(closed.then_some(StopReason::OutputClosed)))
+        Ok(stop.or(self.stdout.is_closed().then_some(StopReason::OutputClosed)))
     }
 
-    fn console_output(&mut self, bytes: &[u8]) -> io::Result<Option<StopReason>> {
+    fn console_output(&mut self, bytes: &[u8]) -> Result<Option<StopReason>, StreamError> {
         match &self.role {
             ConsoleRole::Interactive(_) => {
                 self.stamps.stamp(Milestone::FirstOutput);
-                self.stdout.push(bytes)?;
+                self.stdout.push(bytes).map_err(StreamError::Output)?;
             }
             ConsoleRole::Log { verbose: true } => {
                 let _ = self.stderr.push(bytes);
@@ -193,7 +211,7 @@ impl HostIo {
         Ok(self.log.push(bytes).then_some(StopReason::GuestPanic("its log")))
     }
 
-    fn channel_output(&mut self, bytes: &[u8]) -> io::Result<Option<StopReason>> {
+    fn channel_output(&mut self, bytes: &[u8]) -> Result<Option<StopReason>, StreamError> {
         let Some(channel) = &mut self.channel else { return Ok(None) };
         let (stdout, stderr, stamps) = (&mut self.stdout, &mut self.stderr, &self.stamps);
         let mut result = Ok(());
@@ -202,7 +220,7 @@ impl HostIo {
             Kind::Stdout => {
                 stamps.stamp(Milestone::FirstOutput);
                 if let Err(error) = stdout.push(payload) {
-                    result = Err(error);
+                    result = Err(StreamError::Output(error));
                 }
             }
             Kind::Stderr => {
@@ -213,39 +231,44 @@ impl HostIo {
             Kind::Stdin | Kind::StdinEof | Kind::Signal => {}
         });
         result?;
-        Ok(frames.err().map(|bad| {
-            StopReason::Internal(format!(
-                "the guest broke the command's channel: no frame begins {:02x?}",
-                bad.0
-            ))
-        }))
+        Ok(frames.err().map(|bad| StopReason::ChannelBroken(bad.0)))
     }
 
-    fn wants_input(&self) -> bool {
-        let ready = match (&self.channel, &self.role) {
+    /// Whether the guest is ready for input.
+    fn listens(&self) -> bool {
+        match (&self.channel, &self.role) {
             (Some(channel), _) => channel.ready,
             (None, ConsoleRole::Interactive(_)) => {
                 !self.await_workload || self.stamps.get(Milestone::WorkloadStarted).is_some()
             }
             (None, ConsoleRole::Log { .. }) => false,
-        };
-        ready && !self.stdin_ended
+        }
     }
 
-    fn pump_input(&mut self) -> io::Result<Option<StopReason>> {
+    fn wants_input(&self) -> bool {
+        let room = match (&self.channel, &self.role) {
+            (None, ConsoleRole::Interactive(Some(_))) => self.pending.len() < TYPE_AHEAD,
+            _ => self.listens() && self.pending.is_empty(),
+        };
+        room && !self.stdin_ended
+    }
+
+    fn pump_input(&mut self) -> Result<Option<StopReason>, StreamError> {
         let mut buffer = [0; READ_LEN];
         loop {
-            let port = self.channel.as_ref().map_or(&self.console, |channel| &channel.port);
-            let taken = port.offer_input(&self.pending);
-            self.pending.drain(..taken.min(self.pending.len()));
-            if !self.pending.is_empty() || !self.wants_input() {
+            if self.listens() {
+                let port = self.channel.as_ref().map_or(&self.console, |channel| &channel.port);
+                let taken = port.offer_input(&self.pending);
+                self.pending.drain(..taken.min(self.pending.len()));
+            }
+            if !self.wants_input() {
                 return Ok(None);
             }
-            match read_now(&self.stdin, &mut buffer)? {
+            match read_now(&self.stdin, &mut buffer).map_err(StreamError::Input)? {
                 Input::Nothing => return Ok(None),
                 Input::End => self.end_input(),
                 Input::Bytes(n) => {
-                    let stop = self.take_input(buffer.get(..n).unwrap_or_default())?;
+                    let stop = self.take_input(buffer.get(..n).unwrap_or_default());
                     if stop.is_some() {
                         return Ok(stop);
                     }
@@ -261,11 +284,11 @@ impl HostIo {
         }
     }
 
-    fn take_input(&mut self, bytes: &[u8]) -> io::Result<Option<StopReason>> {
+    fn take_input(&mut self, bytes: &[u8]) -> Option<StopReason> {
         match (&self.channel, &mut self.role) {
             (Some(_), _) => write_stdin(bytes, &mut self.pending),
             (None, ConsoleRole::Interactive(Some(key))) => match key.filter(bytes, &mut self.pending) {
-                Some(Request::Quit) => return Ok(Some(StopReason::UserQuit)),
+                Some(Request::Quit) => return Some(StopReason::UserQuit),
                 Some(Request::Help) => {
                     let _ = self.stderr.push(HELP.as_bytes());
                 }
@@ -273,12 +296,14 @@ impl HostIo {
             },
             (None, _) => self.pending.extend_from_slice(bytes),
         }
-        Ok(None)
+        None
     }
 
     /// Descriptors of the standard streams: input, output, errors.
     pub fn standard_fds(&self) -> [RawFd; 3] {
-        use std::os::fd::AsRawFd;
-        [self.stdin.as_raw_fd(), self.stdout.raw_fd(), self.stderr.raw_fd()]
+        [self.stdin.as_fd().as_raw_fd(), self.stdout.raw_fd(), self.stderr.raw_fd()]
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -49,9 +49,10 @@ impl LogTail {
 
     /// The last `lines` lines, without carriage returns or other control characters.
     pub fn last_lines(&self, lines: usize) -> Vec<String> {
-        let bytes: Vec<u8> =
-            self.bytes.iter().copied().filter(|b| *b >= b' ' || matches!(b, b'\n' | b'\t')).collect();
-        let text = String::from_utf8_lossy(&bytes);
+        let bytes: Vec<u8> = self.bytes.iter().copied().collect();
+        // C1 controls too, which terminals obey as two bytes of UTF-8.
+        let text =
+            String::from_utf8_lossy(&bytes).replace(|c: char| c.is_control() && !"\n\t".contains(c), "");
         let mut all: Vec<_> = text.lines().rev().filter(|line| !line.trim().is_empty()).take(lines).collect();
         all.reverse();
         all.into_iter().map(str::to_owned).collect()
@@ -87,7 +88,7 @@ mod tests {
     #[test]
     fn lines_come_clean() {
         let mut tail = LogTail::default();
-        tail.push(b"one\r\n\r\n\x1b[0mtwo\r\nthree");
-        assert_eq!(tail.last_lines(2), ["[0mtwo", "three"]);
+        tail.push(b"one\r\n\r\n\x1b[0mtwo\xc2\x9b\x7f\r\nthree\xff");
+        assert_eq!(tail.last_lines(2), ["[0mtwo", "three\u{fffd}"]);
     }
 }

@@ -12,6 +12,8 @@ mod devices;
 mod escape;
 mod event_loop;
 mod events;
+#[cfg(test)]
+mod fixture;
 mod frames;
 mod host_io;
 mod interrupts;

@@ -89,7 +89,7 @@ impl Outcome {
                 exit_code::SIGNAL.saturating_add(u8::try_from(*signal).unwrap_or(0))
             }
             (StopReason::OutputClosed, _) => exit_code::SIGNAL + libc::SIGPIPE as u8,
-            (StopReason::InitFailed(_), _) => exit_code::INIT_FAILED,
+            (StopReason::InitFailed(_) | StopReason::ChannelBroken(_), _) => exit_code::INIT_FAILED,
             (StopReason::Internal(_), _) => exit_code::SETUP,
         }
     }
@@ -101,6 +101,7 @@ impl Outcome {
             StopReason::GuestPanic(_)
                 | StopReason::Fault(_)
                 | StopReason::InitFailed(_)
+                | StopReason::ChannelBroken(_)
                 | StopReason::Timeout(_)
         ) || matches!((&self.reason, self.command), (StopReason::Reset(_), None))
     }
@@ -127,7 +128,10 @@ impl Outcome {
                 let error = std::io::Error::from_raw_os_error(i32::from(*errno));
                 format!("PID 1 of the guest failed: {error}")
             }
-            StopReason::Internal(what) => format!("internal error: {what}"),
+            StopReason::ChannelBroken(bytes) => {
+                format!("the guest broke the command's channel: no frame begins with {bytes:02x?}")
+            }
+            StopReason::Internal(what) => format!("Tandem cannot go on: {what}"),
         })
     }
 }
@@ -156,6 +160,8 @@ mod tests {
         assert_eq!(code(fault(FaultKind::EmulationFailure), None), 6);
         assert_eq!(code(fault(FaultKind::Halted), None), 7);
         assert_eq!(code(StopReason::InitFailed(2), None), 8);
+        assert_eq!(code(StopReason::ChannelBroken([0; 3]), Some(CommandStatus::Exited(0))), 8);
+        assert_eq!(code(StopReason::Internal(String::new()), Some(CommandStatus::Exited(0))), 125);
         assert_eq!(code(StopReason::Timeout(Duration::from_secs(1)), Some(CommandStatus::Exited(0))), 124);
         assert_eq!(code(StopReason::Signal(15), None), 143);
         assert_eq!(code(StopReason::OutputClosed, None), 141);

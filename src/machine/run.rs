@@ -11,7 +11,9 @@ use super::host_io::{ConsoleRole, HostIo, SerialEnd};
 use super::log::LogTail;
 use super::outcome::Outcome;
 use super::stop::StopReason;
+use super::stream::Streams;
 use super::vcpu::{self, VcpuThread};
+use crate::host::errors::chain;
 use crate::host::terminal::RawMode;
 use crate::hypervisor::{Hypervisor, Vm};
 use crate::milestone::{Milestone, Stamps};
@@ -41,9 +43,7 @@ pub fn run<H: Hypervisor>(
     block_signals()?;
     vcpu::prepare_interrupts()?;
     let machine = build(hypervisor, config, stamps.clone())?;
-    let finished = machine.run(config, stamps)?;
-    stamps.stamp(Milestone::Clean);
-    Ok(finished)
+    machine.run(config, stamps)
 }
 
 impl<V: Vm> Machine<V> {
@@ -57,23 +57,31 @@ impl<V: Vm> Machine<V> {
             vcpus.into_iter().map(|(thread, vcpu)| thread.start(vcpu, context.clone())).collect();
         // Made while the guest runs already.
         let wake = events.wake_event().as_raw_fd();
-        let event_loop = EventLoop::new(latch.clone(), host_io(config, &devices, stamps), &[wake], terminal)
-            .and_then(|mut event_loop| {
-                event_loop.run(&threads, &context.halt_check, config.timeout)?;
-                Ok(event_loop)
-            });
-        if let Err(error) = &event_loop {
-            latch.request(StopReason::Internal(describe(error)));
-        }
+        let mut event_loop =
+            EventLoop::new(latch.clone(), host_io(config, &devices, stamps), &[wake], terminal);
+        let mut failure = match &mut event_loop {
+            Ok(event_loop) => event_loop.run(&threads, &context.halt_check, config.timeout).err(),
+            Err(_) => None,
+        };
+        // Stops the vCPUs if nothing else has.
+        latch.request(StopReason::Internal("the event loop ended".into()));
         stamps.stamp(Milestone::Stopped);
         devices.close();
         threads.iter().for_each(VcpuThread::interrupt);
         threads.into_iter().for_each(VcpuThread::join);
 
         let mut event_loop = event_loop?;
-        let reason = latch.reason().cloned().unwrap_or(StopReason::Internal("no reason to stop".into()));
-        let patient = matches!(reason, StopReason::PowerOff(_) | StopReason::Reset(_) | StopReason::Fault(_));
-        let unread = event_loop.drain(patient).unwrap_or(0);
+        let unread = event_loop.drain(latch.reason().is_some_and(StopReason::is_guests));
+        let unread = unread.unwrap_or_else(|error| {
+            failure.get_or_insert(error);
+            0
+        });
+        // Output that could not be written is worse than anything the guest may have said meanwhile.
+        let reason = match (failure, latch.reason()) {
+            (Some(error), _) => StopReason::Internal(chain(&error)),
+            (None, Some(reason)) => reason.clone(),
+            (None, None) => StopReason::Internal("no reason to stop".into()),
+        };
         let log = event_loop.io().log();
         let outcome = Outcome { reason: explain_by_log(reason, log), command: events.command() };
         Ok(Finished { outcome, log: log.last_lines(LOG_LINES), unread })
@@ -94,12 +102,8 @@ fn host_io(config: &MachineConfig, devices: &super::devices::Devices, stamps: &A
         Console::Log { verbose } => ConsoleRole::Log { verbose },
     };
     let channel = devices.com2.clone().map(|com2| com2 as Arc<dyn SerialEnd>);
-    HostIo::new(devices.com1.clone(), role, channel, config.tandem_init, stamps.clone())
+    HostIo::new(Streams::standard(), devices.com1.clone(), role, channel, config.tandem_init, stamps.clone())
 }
 
-fn describe(error: &dyn std::error::Error) -> String {
-    match error.source() {
-        Some(source) => format!("{error}: {}", describe(source)),
-        None => error.to_string(),
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -7,6 +7,7 @@ use vmm_sys_util::errno;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::fault::Fault;
+use crate::workload::channel::HEADER_LEN;
 
 /// Why a machine stopped.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,6 +30,8 @@ pub enum StopReason {
     OutputClosed,
     /// PID 1 of the guest could not do its work; an errno.
     InitFailed(u16),
+    /// What the guest sent on the command's channel is no frame; it began with these bytes.
+    ChannelBroken([u8; HEADER_LEN]),
     /// Tandem itself failed; what happened.
     Internal(String),
 }
@@ -46,7 +49,23 @@ impl StopReason {
             Self::UserQuit => "user_quit",
             Self::OutputClosed => "output_closed",
             Self::InitFailed(_) => "init_failed",
+            Self::ChannelBroken(_) => "channel_broken",
             Self::Internal(_) => "internal_error",
+        }
+    }
+
+    /// Whether the guest stopped, not Tandem or its user: then all its output is waited for.
+    pub fn is_guests(&self) -> bool {
+        match self {
+            Self::PowerOff(_)
+            | Self::Reset(_)
+            | Self::GuestPanic(_)
+            | Self::Fault(_)
+            | Self::InitFailed(_)
+            | Self::ChannelBroken(_) => true,
+            Self::Timeout(_) | Self::Signal(_) | Self::UserQuit | Self::OutputClosed | Self::Internal(_) => {
+                false
+            }
         }
     }
 }

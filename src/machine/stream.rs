@@ -1,9 +1,12 @@
 //! Host streams the event loop writes to and reads from without ever waiting in them.
 //!
-//! The descriptors keep their blocking mode: the open file description is shared with the user's shell.
+//! The descriptors keep their blocking mode: the open file description is shared with the user's shell. Terminals are
+//! opened anew for output, with a description of their own.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -12,6 +15,36 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 const MAX_WRITE: usize = 4096;
 /// With more than this many bytes waiting, no more is taken from the guest.
 const HIGH_WATER: usize = 64 << 10;
+
+/// A stream of the host.
+pub type Stream = Box<dyn AsFd>;
+
+/// The streams that a machine is connected to.
+pub struct Streams {
+    pub input: Stream,
+    pub output: Stream,
+    pub errors: Stream,
+}
+
+impl Streams {
+    /// This process's standard streams.
+    pub fn standard() -> Self {
+        Self { input: Box::new(io::stdin()), output: output(io::stdout()), errors: output(io::stderr()) }
+    }
+}
+
+/// `fd`, or its terminal opened anew: one that polls as writable may have room for a single byte, and a longer write
+/// would wait for a reader who has gone away.
+fn output(fd: impl AsFd + IsTerminal + 'static) -> Stream {
+    if fd.is_terminal() {
+        let path = format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd());
+        let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+        if let Ok(terminal) = File::options().write(true).custom_flags(flags).open(path) {
+            return Box::new(terminal);
+        }
+    }
+    Box::new(fd)
+}
 
 fn is_ready(fd: &impl AsFd, wanted: PollFlags) -> bool {
     let mut fds = [PollFd::new(fd.as_fd(), wanted)];
@@ -65,13 +98,13 @@ impl<F: AsFd> OutputStream<F> {
     pub fn flush(&mut self) -> io::Result<Written> {
         while !self.closed && self.written < self.waiting.len() {
             if !is_ready(&self.fd, PollFlags::POLLOUT) {
-                return Ok(Written::Waiting);
+                return Ok(self.keep_waiting());
             }
             let rest = self.waiting.get(self.written..).unwrap_or_default();
             match nix::unistd::write(&self.fd, rest.get(..MAX_WRITE).unwrap_or(rest)) {
                 Ok(n) => self.written += n,
                 Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) => return Ok(Written::Waiting),
+                Err(Errno::EAGAIN) => return Ok(self.keep_waiting()),
                 Err(Errno::EPIPE) => self.closed = true,
                 Err(e) => {
                     self.closed = true;
@@ -82,6 +115,20 @@ impl<F: AsFd> OutputStream<F> {
         self.waiting.clear();
         self.written = 0;
         Ok(if self.closed { Written::Closed } else { Written::All })
+    }
+
+    /// Forgets what is written, lest a reader who never quite catches up make the buffer grow for ever.
+    fn keep_waiting(&mut self) -> Written {
+        if self.written >= HIGH_WATER {
+            self.waiting.drain(..self.written);
+            self.written = 0;
+        }
+        Written::Waiting
+    }
+
+    /// Whether nobody reads any more.
+    pub fn is_closed(&self) -> bool {
+        self.closed
     }
 
     /// Whether more output may be added without hoarding it.
@@ -148,6 +195,35 @@ mod tests {
         drop(stream);
         reader.read_to_end(&mut got).unwrap();
         assert_eq!(got, sent);
+    }
+
+    #[test]
+    fn a_reader_who_never_catches_up_costs_no_memory() {
+        let (reader, writer) = nix::unistd::pipe().unwrap();
+        let (mut stream, mut reader) = (OutputStream::new(writer), File::from(reader));
+        let mut chunk = vec![0; HIGH_WATER];
+        for _ in 0..100 {
+            while stream.has_room() {
+                stream.push(&[7; 4096]).unwrap();
+            }
+            reader.read_exact(&mut chunk[..HIGH_WATER / 2]).unwrap();
+            stream.flush().unwrap();
+            assert!(stream.waiting() > 0 && stream.waiting.capacity() <= 8 * HIGH_WATER);
+        }
+    }
+
+    #[test]
+    fn a_terminal_whose_screen_nobody_reads_does_not_block() {
+        let pty = nix::pty::openpty(None, None).unwrap();
+        let mut stream = OutputStream::new(output(File::from(pty.slave)));
+        let sent = vec![b'x'; 1 << 20];
+        assert_eq!(stream.push(&sent).unwrap(), Written::Waiting);
+        let (mut screen, mut got, mut chunk) = (File::from(pty.master), 0, [0; 4096]);
+        while got < sent.len() {
+            got += screen.read(&mut chunk).unwrap();
+            stream.flush().unwrap();
+        }
+        assert_eq!((got, stream.waiting()), (sent.len(), 0));
     }
 
     #[test]

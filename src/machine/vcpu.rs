@@ -220,3 +220,6 @@ impl VcpuThread {
         let _ = self.handle.join();
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -107,6 +107,27 @@ fn a_guest_that_is_not_built_names_the_remedy() {
 }
 
 #[test]
+fn no_room_for_a_message_does_not_change_the_exit_code() {
+    let full = || std::fs::File::create("/dev/full").expect("/dev/full");
+    let code = |args: &[&str]| {
+        let mut command = tandem();
+        command.args(args).stderr(full()).stdout(full()).stdin(std::process::Stdio::null());
+        common::wait(&mut command.spawn().expect("tandem"), LIMIT)
+    };
+    assert_eq!(code(&["run", "--kernel", "/bin/ls"]), Some(126));
+    assert_eq!(code(&["run", "--frobnicate"]), Some(126));
+}
+
+#[test]
+fn closed_streams_are_not_taken_by_other_files() {
+    let mut shell = std::process::Command::new("sh");
+    shell.args(["-c", "exec \"$0\" run --kernel /dev/stdin <&-"]).arg(tandem().get_program());
+    let mut child = shell.stderr(std::process::Stdio::piped()).spawn().expect("sh");
+    // Not 127: there is a standard input, /dev/null.
+    assert_eq!(common::wait(&mut child, LIMIT), Some(126));
+}
+
+#[test]
 fn help_documents_the_exit_codes() {
     let run = cli(&["run", "--help"]);
     assert_eq!(run.code, Some(0));

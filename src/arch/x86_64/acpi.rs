@@ -13,11 +13,11 @@ use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, AmlSink};
 use vm_memory::{Bytes, GuestMemoryMmap};
 
+use super::boot_info::{BootInfo, Devices, TablesError};
 use super::layout::{
     ACPI_END, IOAPIC_ID, IOAPIC_START, LAPIC_START, PVPANIC_PORT, RESET_PORT, RESET_VALUE, RSDP,
     S5_SLEEP_TYPE, SLEEP_CONTROL_PORT, SLEEP_STATUS_PORT,
 };
-use super::tables::{BootInfo, Devices, TablesError};
 use crate::arch::DeviceSlot;
 
 const OEM: [u8; 6] = *b"TANDEM";
@@ -186,9 +186,9 @@ mod tests {
 
     use vm_memory::GuestAddress;
 
+    use super::super::boot_info::tests::info;
     use super::super::layout::{COM1, COM2, MAX_VCPUS, VIRTIO_GSIS, virtio_slot};
     use super::super::memory_map::MemoryMap;
-    use super::super::tables::tests::info;
     use super::*;
 
     fn machine(vcpus: u8, virtio: usize) -> GuestMemoryMmap {

@@ -4,7 +4,7 @@ use kvm_bindings::kvm_segment;
 use vm_memory::{Bytes, GuestMemoryError, GuestMemoryMmap};
 
 use super::layout::GDT_START;
-use super::registers::BootProtocol;
+use super::protocol::BootProtocol;
 
 /// Selector of the code segment: `__BOOT_CS` of the Linux boot protocol (Documentation/arch/x86/boot.rst).
 pub const CODE_SELECTOR: u16 = 0x10;

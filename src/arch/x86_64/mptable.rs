@@ -7,8 +7,8 @@
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
+use super::boot_info::{BootInfo, TablesError};
 use super::layout::{IOAPIC_ID, IOAPIC_START, LAPIC_START, MP_FLOATING_POINTER, MP_FLOATING_POINTER_COPY};
-use super::tables::{BootInfo, TablesError, checksum};
 
 const SPECIFICATION_1_4: u8 = 4;
 const HEADER_LEN: usize = 44;
@@ -101,13 +101,18 @@ fn header(entries: u16) -> [u8; HEADER_LEN] {
     header
 }
 
+/// The byte that makes the sum of all bytes zero, for tables whose checksum byte is still zero.
+fn checksum(bytes: &[u8]) -> u8 {
+    bytes.iter().fold(0u8, |sum, byte| sum.wrapping_sub(*byte))
+}
+
 #[cfg(test)]
 mod tests {
     use vm_memory::GuestMemoryMmap;
 
+    use super::super::boot_info::{Devices, tests::info};
     use super::super::layout::{COM1, COM2, EBDA_START, MAX_VCPUS, VIRTIO_GSIS, virtio_slot};
     use super::super::memory_map::MemoryMap;
-    use super::super::tables::{Devices, tests::info};
     use super::*;
 
     fn sum(bytes: &[u8]) -> u8 {

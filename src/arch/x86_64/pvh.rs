@@ -6,8 +6,8 @@ use linux_loader::loader::elf::start_info::{
 };
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
+use super::boot_info::BootInfo;
 use super::layout::{COMMAND_LINE, PVH_START_INFO, RSDP};
-use super::tables::BootInfo;
 
 // All in one page: start information, the module, the memory map.
 const MODULE: GuestAddress = GuestAddress(PVH_START_INFO.0 + 0x40);
@@ -52,7 +52,7 @@ pub(super) fn write(memory: &GuestMemoryMmap, info: &BootInfo) -> Result<(), Gue
 
 #[cfg(test)]
 mod tests {
-    use super::super::tables::{Initramfs, tests::info};
+    use super::super::boot_info::{Initramfs, tests::info};
     use super::*;
     use crate::arch::x86_64::memory_map::MemoryMap;
 

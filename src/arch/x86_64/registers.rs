@@ -11,26 +11,7 @@ use vm_memory::GuestAddress;
 
 use super::gdt::{GDT_LEN, code_segment, data_segment, task_segment};
 use super::layout::{BOOT_STACK_TOP, GDT_START, PAGE_TABLES, PVH_START_INFO, ZERO_PAGE};
-
-/// How the kernel is entered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BootProtocol {
-    /// The 64-bit boot protocol of Linux (Documentation/arch/x86/boot.rst): long mode, the first 4 GiB mapped to
-    /// themselves, RSI points to the zero page.
-    Linux64,
-    /// PVH (docs/misc/pvh.pandoc of Xen): 32-bit protected mode without paging, EBX points to the start information.
-    Pvh,
-}
-
-impl BootProtocol {
-    /// Name for the user.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Linux64 => "64-bit Linux protocol",
-            Self::Pvh => "PVH",
-        }
-    }
-}
+use super::protocol::BootProtocol;
 
 // Control registers (Intel SDM vol. 3, 2.5) and EFER (2.2.1).
 const CR0_PE: u64 = 1;

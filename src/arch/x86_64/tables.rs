@@ -3,88 +3,12 @@
 use std::ffi::CStr;
 
 use linux_loader::loader::bootparam::setup_header;
-use thiserror::Error;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestMemoryError, GuestMemoryMmap};
 
-use super::layout::{COMMAND_LINE, COMMAND_LINE_MAX, IOAPIC_PINS, MAX_VCPUS, ZERO_PAGE};
-use super::memory_map::MemoryMap;
-use super::paging::{self, MapPageSize};
-use super::registers::BootProtocol;
-use super::{acpi, gdt, mptable, pvh, zero_page};
-use crate::arch::DeviceSlot;
-
-/// Tables that cannot be made or written.
-#[derive(Debug, Error)]
-pub enum TablesError {
-    /// Found by [`check_command_line`] when the configuration is made.
-    #[error("kernel command line of {len} bytes: this kernel takes {max}; shorten --cmdline")]
-    CommandLineTooLong { len: usize, max: usize },
-    /// No vCPU, or more than [`MAX_VCPUS`].
-    #[error("{vcpus} vCPUs: must be 1 to {MAX_VCPUS}; use --cpus 1")]
-    Vcpus { vcpus: u8 },
-    /// A device with an interrupt the IOAPIC does not have.
-    #[error("device at {:#x}: interrupt {}, but the IOAPIC has pins 0 to {}", slot.base, slot.gsi, IOAPIC_PINS - 1)]
-    Pin { slot: DeviceSlot },
-    /// A device outside its address space.
-    #[error("device at {:#x} of {:#x} bytes: beyond its address space", slot.base, slot.len)]
-    Slot { slot: DeviceSlot },
-    /// More devices than the ACPI area holds.
-    #[error("ACPI tables of {len} bytes do not fit below 1 MiB; use fewer devices")]
-    AcpiTooLarge { len: usize },
-    /// Guest memory does not reach there.
-    #[error("cannot write the {what} to guest memory")]
-    Write { what: &'static str, source: GuestMemoryError },
-}
-
-/// The initramfs, already in guest memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Initramfs {
-    /// First byte.
-    pub start: GuestAddress,
-    /// Length in bytes.
-    pub len: u64,
-}
-
-/// The devices to announce, each kind in the order the guest shall number it.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Devices<'a> {
-    /// 16550s on I/O ports.
-    pub serial: &'a [DeviceSlot],
-    /// virtio-mmio devices.
-    pub virtio_mmio: &'a [DeviceSlot],
-    /// Whether there is a pvpanic port.
-    pub pvpanic: bool,
-}
-
-impl Devices<'_> {
-    /// The IOAPIC pins in use.
-    pub(super) fn pins(&self) -> Result<Vec<u8>, TablesError> {
-        let pin = |slot: &DeviceSlot| match u8::try_from(slot.gsi) {
-            Ok(pin) if slot.gsi < IOAPIC_PINS => Ok(pin),
-            _ => Err(TablesError::Pin { slot: *slot }),
-        };
-        self.serial.iter().chain(self.virtio_mmio).map(pin).collect()
-    }
-}
-
-/// All that the tables tell.
-#[derive(Clone, Copy, Debug)]
-pub struct BootInfo<'a> {
-    pub protocol: BootProtocol,
-    pub memory_map: &'a MemoryMap,
-    /// See [`check_command_line`].
-    pub command_line: &'a CStr,
-    /// Of a bzImage.
-    pub setup_header: Option<setup_header>,
-    pub initramfs: Option<Initramfs>,
-    /// Pages of the identity map, from [`super::cpuid::map_page_size`].
-    pub map_page_size: MapPageSize,
-    /// Number of vCPUs; their APIC identifiers count from zero.
-    pub vcpus: u8,
-    pub devices: Devices<'a>,
-    /// Whether to write ACPI tables. The MP table is always there, for kernels without ACPI.
-    pub acpi: bool,
-}
+use super::boot_info::{BootInfo, TablesError};
+use super::layout::{COMMAND_LINE, COMMAND_LINE_MAX, MAX_VCPUS, ZERO_PAGE};
+use super::protocol::BootProtocol;
+use super::{acpi, gdt, mptable, paging, pvh, zero_page};
 
 /// Checks that the kernel takes a command line of this length: 2047 bytes, or what its setup header says if less.
 ///
@@ -124,32 +48,18 @@ pub fn write_tables(memory: &GuestMemoryMmap, info: &BootInfo) -> Result<(), Tab
     if info.acpi { acpi::write(memory, info) } else { Ok(()) }
 }
 
-/// The byte that makes the sum of all bytes zero, for tables whose checksum byte is still zero.
-pub(super) fn checksum(bytes: &[u8]) -> u8 {
-    bytes.iter().fold(0u8, |sum, byte| sum.wrapping_sub(*byte))
-}
-
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
+    use vm_memory::GuestAddress;
+
+    use super::super::boot_info::{Devices, tests::info};
     use super::super::layout::{
         BOOT_TABLES, COM1, GDT_START, MP_FLOATING_POINTER, PAGE_TABLES, PVH_START_INFO, RSDP, virtio_slot,
     };
+    use super::super::memory_map::MemoryMap;
+    use super::super::paging::MapPageSize;
     use super::*;
-
-    /// A machine with one vCPU, ACPI and no devices.
-    pub(in super::super) fn info(memory_map: &MemoryMap) -> BootInfo<'_> {
-        BootInfo {
-            protocol: BootProtocol::Linux64,
-            memory_map,
-            command_line: c"console=ttyS0",
-            setup_header: None,
-            initramfs: None,
-            map_page_size: MapPageSize::Gib1,
-            vcpus: 1,
-            devices: Devices::default(),
-            acpi: true,
-        }
-    }
+    use crate::arch::DeviceSlot;
 
     fn memory() -> GuestMemoryMmap {
         GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 2 << 20)]).unwrap()

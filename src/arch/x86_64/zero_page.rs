@@ -6,8 +6,8 @@
 
 use linux_loader::loader::bootparam::{boot_e820_entry, boot_params, setup_header};
 
+use super::boot_info::BootInfo;
 use super::layout::{COMMAND_LINE, RSDP};
-use super::tables::BootInfo;
 
 /// "HdrS", the magic of the setup header.
 const HEADER_MAGIC: u32 = 0x5372_6448;
@@ -63,7 +63,7 @@ fn halves(value: u64) -> (u32, u32) {
 mod tests {
     use vm_memory::{ByteValued, GuestAddress};
 
-    use super::super::tables::{Initramfs, tests::info};
+    use super::super::boot_info::{Initramfs, tests::info};
     use super::*;
     use crate::arch::x86_64::memory_map::MemoryMap;
 

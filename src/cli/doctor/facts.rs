@@ -1,15 +1,14 @@
 //! What is looked at; what it means is decided elsewhere, from this plain data.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::{ForkResult, Uid, fork, getgroups};
+use nix::unistd::{ForkResult, Uid, fork};
 
 #[cfg(test)]
-use super::kvm::OpenKvm;
-use super::kvm::{Kvm, open_kvm};
+use super::device::OpenKvm;
+use super::device::{Kvm, open_kvm};
 use crate::host::cgroup::Cgroups;
 use crate::host::cpu::CpuInfo;
 use crate::host::kvm_backend::KvmBackend;
@@ -19,20 +18,8 @@ use crate::host::runtimes::{self, Program};
 /// Everything the findings are drawn from.
 #[derive(Debug)]
 pub struct Facts {
-    /// The processor.
-    pub cpu: CpuInfo,
-    /// Which KVM.
-    pub backend: KvmBackend,
-    /// /dev/kvm.
-    pub kvm: Kvm,
-    /// The kernel has KVM as module or built in.
-    pub kvm_module: bool,
-    /// Docker, podman, systemd-nspawn or the like.
-    pub container: bool,
-    /// Windows' Linux kernel.
-    pub wsl: bool,
-    /// Who runs this.
-    pub root: bool,
+    /// What bears on KVM.
+    pub kvm: KvmFacts,
     /// MemAvailable of /proc/meminfo in KiB.
     pub memory_kib: Option<u64>,
     /// cgroup hierarchies, or why they cannot be read.
@@ -43,6 +30,25 @@ pub struct Facts {
     pub programs: Vec<Program>,
     /// The standard guest, or why it is not there.
     pub guest: Result<GuestManifest, PathsError>,
+}
+
+/// What the findings about KVM are drawn from.
+#[derive(Debug)]
+pub struct KvmFacts {
+    /// The processor.
+    pub cpu: CpuInfo,
+    /// Which KVM.
+    pub backend: KvmBackend,
+    /// /dev/kvm.
+    pub device: Kvm,
+    /// The kernel has KVM as module or built in.
+    pub module: bool,
+    /// Docker, podman, systemd-nspawn or the like.
+    pub container: bool,
+    /// Windows' Linux kernel.
+    pub wsl: bool,
+    /// Who runs this.
+    pub root: bool,
 }
 
 /// Whether user namespaces can be had, and the settings that say no.
@@ -58,34 +64,15 @@ pub struct UserNamespaces {
     pub apparmor_restrict: Option<u64>,
 }
 
-/// The group that may use a device, and whether the user is in it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct DeviceGroup {
-    /// Its name; `None` if no group but root's may open the device for reading and writing.
-    pub name: Option<String>,
-    /// The user is listed in it, but this session began before that.
-    pub joined_since: bool,
-}
-
 impl Facts {
     /// Looks at this host. Takes up to about four seconds where programs do not answer.
     pub fn gather() -> Self {
         let root = Path::new("/");
         // First of all, because it forks, which is simple only while there is one thread.
         let user_namespaces = user_namespaces(root);
-        let exists = |path: &str| Path::new(path).exists();
-        let container =
-            exists("/.dockerenv") || exists("/run/.containerenv") || exists("/run/systemd/container");
-        let read = |path| fs::read_to_string(path).unwrap_or_default();
         let guest = Paths::from_env().guest_images(STANDARD).and_then(|images| images.manifest());
         Self {
-            cpu: CpuInfo::read(root).unwrap_or_default(),
-            backend: KvmBackend::detect(root),
-            kvm: open_kvm(),
-            kvm_module: exists("/sys/module/kvm"),
-            container,
-            wsl: read("/proc/sys/kernel/osrelease").to_lowercase().contains("microsoft"),
-            root: Uid::effective().is_root(),
+            kvm: KvmFacts::gather(),
             memory_kib: available_memory(&read("/proc/meminfo")),
             cgroups: Cgroups::detect(root).map_err(|error| error.to_string()),
             user_namespaces,
@@ -93,6 +80,30 @@ impl Facts {
             guest,
         }
     }
+}
+
+impl KvmFacts {
+    /// Looks at this host, within milliseconds unless /dev/kvm opens but makes no VM.
+    pub fn gather() -> Self {
+        let root = Path::new("/");
+        let exists = |path: &str| Path::new(path).exists();
+        let container =
+            exists("/.dockerenv") || exists("/run/.containerenv") || exists("/run/systemd/container");
+        Self {
+            cpu: CpuInfo::read(root).unwrap_or_default(),
+            backend: KvmBackend::detect(root),
+            device: open_kvm(),
+            module: exists("/sys/module/kvm"),
+            container,
+            wsl: read("/proc/sys/kernel/osrelease").to_lowercase().contains("microsoft"),
+            root: Uid::effective().is_root(),
+        }
+    }
+}
+
+/// A file's text; empty if it cannot be read.
+fn read(path: &str) -> String {
+    fs::read_to_string(path).unwrap_or_default()
 }
 
 /// MemAvailable in KiB from the text of /proc/meminfo.
@@ -132,41 +143,6 @@ fn try_user_namespace() -> Result<(), i32> {
     }
 }
 
-/// Which group may use the device at `path`.
-pub fn device_group(path: &Path) -> DeviceGroup {
-    let Ok(metadata) = fs::metadata(path) else { return DeviceGroup::default() };
-    let read = |path| fs::read_to_string(path).unwrap_or_default();
-    let user = user_name(&read("/etc/passwd"), Uid::current().as_raw());
-    let group = group_of(&read("/etc/group"), metadata.gid(), metadata.mode(), user.as_deref());
-    let joined = getgroups().unwrap_or_default().iter().any(|gid| gid.as_raw() == metadata.gid());
-    DeviceGroup { joined_since: group.joined_since && !joined, ..group }
-}
-
-/// Name of a user in the text of /etc/passwd.
-fn user_name(passwd: &str, uid: u32) -> Option<String> {
-    passwd.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let name = fields.next()?;
-        (fields.nth(1)?.parse() == Ok(uid)).then(|| name.to_owned())
-    })
-}
-
-/// What the text of /etc/group says of a device's group.
-fn group_of(groups: &str, gid: u32, mode: u32, user: Option<&str>) -> DeviceGroup {
-    const GROUP_READ_WRITE: u32 = 0o060;
-    if gid == 0 || mode & GROUP_READ_WRITE != GROUP_READ_WRITE {
-        return DeviceGroup::default();
-    }
-    let entry = groups.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let name = fields.next()?;
-        (fields.nth(1)?.parse() == Ok(gid)).then(|| (name, fields.next().unwrap_or_default()))
-    });
-    // A container's /etc/group often does not know the host's group: the number does as well.
-    let (name, members) = entry.map_or((gid.to_string(), ""), |(name, members)| (name.to_owned(), members));
-    DeviceGroup { name: Some(name), joined_since: members.split(',').any(|member| Some(member) == user) }
-}
-
 #[cfg(test)]
 impl Facts {
     /// A physical Intel host with all that Tandem needs.
@@ -176,13 +152,7 @@ impl Facts {
         let hierarchy = Hierarchy { version: Version::V2, controllers, group: "/sys/fs/cgroup".into() };
         let (flavour, version, hash) = (STANDARD.into(), "6.12.1".into(), "0123456789abcdef".into());
         Self {
-            cpu: CpuInfo { vmx: true, ..CpuInfo::default() },
-            backend: KvmBackend::Vmx,
-            kvm: Kvm::Open(OpenKvm { api_version: 12, lacks: Vec::new(), proof: Ok(()) }),
-            kvm_module: true,
-            container: false,
-            wsl: false,
-            root: false,
+            kvm: KvmFacts::good(),
             memory_kib: Some(8 << 20),
             cgroups: Ok(Cgroups { hierarchies: vec![hierarchy] }),
             user_namespaces: UserNamespaces::default(),
@@ -193,11 +163,24 @@ impl Facts {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::{DeviceGroup, available_memory, group_of, user_name};
-    use proptest::prelude::*;
+impl KvmFacts {
+    /// A physical Intel host with all that Tandem needs.
+    pub fn good() -> Self {
+        Self {
+            cpu: CpuInfo { vmx: true, ..CpuInfo::default() },
+            backend: KvmBackend::Vmx,
+            device: Kvm::Open(OpenKvm { api_version: 12, lacks: Vec::new(), proof: Ok(()) }),
+            module: true,
+            container: false,
+            wsl: false,
+            root: false,
+        }
+    }
+}
 
-    const GROUPS: &str = "root:x:0:\nkvm:x:104:libvirt,ann\nplugdev:x:46:\n";
+#[cfg(test)]
+mod tests {
+    use super::available_memory;
 
     #[test]
     fn available_memory_in_kib() {
@@ -205,33 +188,5 @@ mod tests {
         assert_eq!(available_memory(text), Some(22_000_000));
         assert_eq!(available_memory("MemAvailable: many kB\n"), None);
         assert_eq!(available_memory(""), None);
-    }
-
-    #[test]
-    fn user_name_by_number() {
-        let passwd = "root:x:0:0:root:/root:/bin/bash\nann:x:1000:1000::/home/ann:/bin/sh\n";
-        assert_eq!(user_name(passwd, 1000).as_deref(), Some("ann"));
-        assert_eq!(user_name(passwd, 1001), None);
-    }
-
-    #[test]
-    fn group_that_may_use_the_device() {
-        let group = |gid, mode, user| group_of(GROUPS, gid, mode, Some(user));
-        let kvm = |joined_since| DeviceGroup { name: Some("kvm".into()), joined_since };
-        assert_eq!(group(104, 0o20660, "bob"), kvm(false));
-        assert_eq!(group(104, 0o20660, "ann"), kvm(true));
-        assert_eq!(group(104, 0o20640, "ann"), DeviceGroup::default());
-        assert_eq!(group(0, 0o20660, "ann"), DeviceGroup::default());
-        assert_eq!(group(993, 0o20660, "ann").name.as_deref(), Some("993"));
-    }
-
-    proptest! {
-        #[test]
-        fn any_account_file_is_accepted(text in "([a-z0-9:,]{0,12}\n){0,6}", id in 1u32..9) {
-            let group = group_of(&text, id, 0o660, None);
-            prop_assert!(group.name.is_some() && !group.joined_since);
-            prop_assert!(user_name(&text, id).is_none_or(|name| text.contains(&name)));
-            prop_assert_eq!(available_memory(&text), None);
-        }
     }
 }

@@ -13,8 +13,12 @@ const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
 
 /// Everything but KVM.
 pub fn findings(facts: &Facts) -> Vec<Finding> {
-    let mut findings =
-        vec![guest(facts), memory(facts), cgroups(facts), user_namespaces(facts.user_namespaces, facts.root)];
+    let mut findings = vec![
+        guest(facts),
+        memory(facts),
+        cgroups(facts),
+        user_namespaces(facts.user_namespaces, facts.kvm.root),
+    ];
     findings.extend(KNOWN.iter().map(|(name, _)| program(name, &facts.programs)));
     findings
 }

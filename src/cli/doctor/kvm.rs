@@ -1,122 +1,33 @@
-//! /dev/kvm: looking at it, and what it means.
+//! What the state of /dev/kvm means.
 
-use std::path::Path;
-use std::sync::mpsc;
-use std::time::Duration;
-
-use kvm_ioctls::Cap;
-
-use super::facts::{DeviceGroup, Facts, device_group};
+use super::device::{CAPABILITIES, DEVICE, DeviceGroup, Kvm, OpenKvm};
+use super::facts::KvmFacts;
 use super::report::Finding;
 use crate::host::kvm_backend::KvmBackend;
 
-mod proof;
-
-const DEVICE: &str = "/dev/kvm";
 /// KVM_GET_API_VERSION of every kernel since 2.6.22; no other is to be used (Documentation/virt/kvm/api.rst, 4.1).
 const API_VERSION: i32 = 12;
-/// How long the first instructions of a VM may take; software KVM needs less than a millisecond.
-const PROOF_WITHIN: Duration = Duration::from_secs(5);
 /// What to do where nothing better is known.
 const SEE_HOSTS: &str = "see docs/hosts.md for the kinds of hosts and how to check them";
 
-/// A KVM extension that Tandem uses.
-#[derive(Clone, Copy, Debug)]
-pub struct Capability {
-    name: &'static str,
-    cap: Cap,
-    /// What is lost without it; `None` if nothing works without it.
-    without: Option<&'static str>,
-}
-
-/// The extensions in use. Each needed one is in every kernel since 4.12.
-const CAPABILITIES: [Capability; 8] = [
-    Capability { name: "USER_MEMORY", cap: Cap::UserMemory, without: None },
-    Capability { name: "EXT_CPUID", cap: Cap::ExtCpuid, without: None },
-    Capability { name: "MP_STATE", cap: Cap::MpState, without: None },
-    Capability { name: "IRQ_ROUTING", cap: Cap::IrqRouting, without: None },
-    Capability { name: "IRQFD", cap: Cap::Irqfd, without: None },
-    Capability { name: "SPLIT_IRQCHIP", cap: Cap::SplitIrqchip, without: None },
-    Capability { name: "IMMEDIATE_EXIT", cap: Cap::ImmediateExit, without: None },
-    Capability {
-        name: "TSC_DEADLINE_TIMER",
-        cap: Cap::TscDeadlineTimer,
-        without: Some("guest kernels calibrate the APIC timer, which lengthens the boot"),
-    },
-];
-
-/// What came of opening /dev/kvm.
-#[derive(Debug)]
-pub enum Kvm {
-    /// There is no such file.
-    Absent,
-    /// EACCES or EPERM.
-    Denied(DeviceGroup),
-    /// Another error.
-    Failed(String),
-    /// It is open.
-    Open(OpenKvm),
-}
-
-/// What an open /dev/kvm says.
-#[derive(Debug)]
-pub struct OpenKvm {
-    /// KVM_GET_API_VERSION.
-    pub api_version: i32,
-    /// The ones of [`CAPABILITIES`] that it lacks.
-    pub lacks: Vec<Capability>,
-    /// What came of running a tiny VM.
-    pub proof: Result<(), String>,
-}
-
-/// Opens and examines /dev/kvm.
-pub fn open_kvm() -> Kvm {
-    match kvm_ioctls::Kvm::new() {
-        Ok(kvm) => Kvm::Open(OpenKvm {
-            api_version: kvm.get_api_version(),
-            lacks: CAPABILITIES.into_iter().filter(|c| !kvm.check_extension(c.cap)).collect(),
-            proof: prove(),
-        }),
-        Err(error) => match error.errno() {
-            libc::ENOENT => Kvm::Absent,
-            libc::EACCES | libc::EPERM => Kvm::Denied(device_group(Path::new(DEVICE))),
-            _ => Kvm::Failed(error.to_string()),
-        },
-    }
-}
-
-/// Runs the tiny VM in a thread of its own, which is left behind if KVM does not return from it.
-fn prove() -> Result<(), String> {
-    let (sender, receiver) = mpsc::channel();
-    std::thread::spawn(move || {
-        let proof = crate::hypervisor::kvm::KvmHypervisor::open()
-            .map_err(|error| proof::chain(&error))
-            .and_then(|kvm| proof::run_tiny_vm(&kvm));
-        // The receiver is gone if this was too late.
-        let _ = sender.send(proof);
-    });
-    receiver
-        .recv_timeout(PROOF_WITHIN)
-        .unwrap_or_else(|_| Err(format!("no answer within {} s", PROOF_WITHIN.as_secs())))
-}
-
 /// Everything about KVM.
-pub fn findings(facts: &Facts) -> Vec<Finding> {
+pub fn findings(facts: &KvmFacts) -> Vec<Finding> {
     let mut findings = vec![device(facts)];
-    if let Kvm::Open(kvm) = &facts.kvm {
+    if let Kvm::Open(kvm) = &facts.device {
         findings.extend([api(kvm), extensions(kvm), proof(kvm)]);
     }
     // Without a device there may be nothing to name, and the device's finding says why.
-    if matches!(facts.kvm, Kvm::Open(_)) || facts.backend != KvmBackend::Unknown {
+    if matches!(facts.device, Kvm::Open(_)) || facts.backend != KvmBackend::Unknown {
         findings.push(backend(facts.backend));
     }
     findings.push(nested(facts));
     findings
 }
 
-fn device(facts: &Facts) -> Finding {
+/// Whether /dev/kvm can be opened.
+pub fn device(facts: &KvmFacts) -> Finding {
     let finding = |value: &str, meaning: &str| Finding::ok("kvm-device", value, meaning).required();
-    match &facts.kvm {
+    match &facts.device {
         Kvm::Open(_) => finding(DEVICE, "opens for reading and writing"),
         Kvm::Absent => {
             let (cause, remedy) = absence(facts);
@@ -131,7 +42,7 @@ fn device(facts: &Facts) -> Finding {
 }
 
 /// Why there is no /dev/kvm, and what to do about it.
-fn absence(facts: &Facts) -> (&'static str, &'static str) {
+fn absence(facts: &KvmFacts) -> (&'static str, &'static str) {
     let module = match (facts.cpu.vmx, facts.cpu.svm) {
         (true, _) => Some(
             "load it with `sudo modprobe kvm_intel`; if that says \"Operation not supported\", switch \
@@ -143,7 +54,7 @@ fn absence(facts: &Facts) -> (&'static str, &'static str) {
         ),
         _ => None,
     };
-    match (facts.kvm_module && facts.backend != KvmBackend::Unknown, facts.container, module) {
+    match (facts.module && facts.backend != KvmBackend::Unknown, facts.container, module) {
         (true, true, _) => (
             "the kernel has KVM but this container was started without the device",
             "start the container with `--device /dev/kvm`",
@@ -171,7 +82,7 @@ fn absence(facts: &Facts) -> (&'static str, &'static str) {
 }
 
 /// Why /dev/kvm does not open for this user, and what to do about it.
-fn denial(facts: &Facts, group: &DeviceGroup) -> (String, String) {
+fn denial(facts: &KvmFacts, group: &DeviceGroup) -> (String, String) {
     if facts.root {
         let cause = "not even root may open it: a container's or a service's device rules forbid it";
         return (cause.into(), "start the container with `--device /dev/kvm`".into());
@@ -255,7 +166,7 @@ fn backend(backend: KvmBackend) -> Finding {
     }
 }
 
-fn nested(facts: &Facts) -> Finding {
+fn nested(facts: &KvmFacts) -> Finding {
     if !facts.cpu.hypervisor {
         return Finding::ok("nested", "no", "this host is no virtual machine itself");
     }

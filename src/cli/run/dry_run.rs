@@ -1,14 +1,16 @@
 //! `tandem run --dry-run`: the resolved configuration and the guest's memory map.
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::ops::Range;
 
 use serde_json::json;
 
 use crate::arch::x86_64::layout::{BOOT_TABLES, IOAPIC_LEN, IOAPIC_START};
+use crate::cli::report;
 use crate::cli::units::format_size;
 use crate::host::kvm_backend::KvmBackend;
 use crate::machine::config::{Console, MachineConfig};
+use crate::machine::outcome::exit_code;
 
 /// One line of the memory map.
 struct Area {
@@ -19,9 +21,14 @@ struct Area {
 /// Prints the configuration on stdout. Returns the exit code.
 pub(super) fn print(config: &MachineConfig, backend: KvmBackend, as_json: bool) -> u8 {
     let text = if as_json { to_json(config, backend) } else { to_text(config, backend) };
-    // A reader who has gone has seen enough.
-    let _ = writeln!(std::io::stdout(), "{text}");
-    0
+    match writeln!(io::stdout(), "{text}") {
+        // A reader who has gone has seen enough.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            report(&error);
+            exit_code::SETUP
+        }
+        _ => exit_code::POWER_OFF,
+    }
 }
 
 fn areas(config: &MachineConfig) -> Vec<Area> {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-use super::{RunArgs, stdin_is_terminal};
+use super::{RunArgs, say, stdin_is_terminal};
 use crate::arch::x86_64::kernel::KernelFile;
 use crate::host::kvm_backend::KvmBackend;
 use crate::host::paths::{Paths, PathsError, STANDARD};
@@ -49,6 +49,12 @@ pub(super) enum ResolveError {
     NoInitramfs,
     #[error("a command or --root needs a Linux guest, and {} is not one", .0.display())]
     NotLinux(PathBuf),
+    #[error(
+        "the kernel's command line does not start Tandem's init, which runs the command: add rdinit={INIT_PATH}"
+    )]
+    InitNotStarted,
+    #[error("--env and --workdir are for Tandem's init in the guest: give a command, or leave out --initrd")]
+    NoInit,
 }
 
 impl ResolveError {
@@ -96,6 +102,9 @@ fn software(
     }
     let built = linux && args.root.is_none() && args.initrd.is_none();
     let tandem_init = built || needs_init;
+    if !tandem_init && (!args.env.is_empty() || args.workdir.is_some()) {
+        return Err(ResolveError::NoInit);
+    }
     let initramfs = initramfs(args, paths, built, tandem_init)?;
     if needs_init && initramfs.is_none() {
         return Err(ResolveError::NoInitramfs);
@@ -107,6 +116,10 @@ fn software(
         None if linux => command_line::compose(needs, &args.cmdline),
         None => args.cmdline.clone(),
     };
+    let tandem_init = tandem_init && starts_init(&command_line, built);
+    if !args.command.is_empty() && !tandem_init {
+        return Err(ResolveError::InitNotStarted);
+    }
     Ok(Software {
         initramfs,
         command_line,
@@ -116,17 +129,26 @@ fn software(
     })
 }
 
+/// Whether the kernel's command line makes Tandem's init PID 1. The kernel's own choice is /init, which in the built
+/// guest is the same program; of several words the last counts.
+fn starts_init(command_line: &str, built: bool) -> bool {
+    match command_line.split_ascii_whitespace().rev().find_map(|word| word.strip_prefix("rdinit=")) {
+        Some(path) => path == INIT_PATH || built && path == "/init",
+        None => built,
+    }
+}
+
 /// Tells what will be missing or slow.
 fn warn(initramfs: Option<&Initramfs>, backend: KvmBackend) {
     let Some(initramfs) = initramfs else { return };
     for warning in initramfs.warnings() {
-        eprintln!("tandem: {warning}");
+        say(format_args!("tandem: {warning}"));
     }
     if let (Some(compression), KvmBackend::Software) = (initramfs.compression(), backend) {
-        eprintln!(
+        say(format_args!(
             "tandem: this host's KVM is software, where a guest takes about a minute to unpack 1 MB of \
              {compression}: give an uncompressed initramfs"
-        );
+        ));
     }
 }
 
@@ -187,4 +209,39 @@ fn manifest(args: &RunArgs) -> Result<Vec<u8>, ResolveError> {
         term: std::env::var_os("TERM").filter(|_| interactive),
     };
     Ok(command.manifest()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::{ResolveError, starts_init};
+    use crate::arch::x86_64::kernel::fixture::{file, linux};
+    use crate::cli::{Cli, Command};
+    use crate::host::kvm_backend::KvmBackend;
+
+    #[test]
+    fn options_that_nobody_in_the_guest_would_heed_are_refused() {
+        let (kernel, archive) = (file(&linux()), file(b"070701"));
+        let [kernel, archive] = [&kernel, &archive].map(|file| file.path().to_str().unwrap());
+        let resolve = |options: &[&str]| {
+            let args = ["tandem", "run", "--kernel", kernel, "--initrd", archive].into_iter();
+            let Command::Run(args) = Cli::parse_from(args.chain(options.iter().copied())).command else {
+                panic!("run")
+            };
+            super::resolve(&args, KvmBackend::Vmx)
+        };
+        assert!(resolve(&[]).is_ok());
+        for options in [["--env", "A=b"], ["--workdir", "/"]] {
+            assert!(matches!(resolve(&options), Err(ResolveError::NoInit)), "{options:?}");
+        }
+    }
+
+    #[test]
+    fn the_last_word_says_who_is_pid_1() {
+        assert!(starts_init("console=ttyS0", true) && !starts_init("console=ttyS0", false));
+        assert!(starts_init("rdinit=/bin/sh rdinit=/.tandem/init", false));
+        assert!(!starts_init("rdinit=/.tandem/init rdinit=/bin/sh", true));
+        assert!(starts_init("rdinit=/init", true) && !starts_init("rdinit=/init", false));
+    }
 }

@@ -4,7 +4,7 @@ use std::fs::File;
 
 use serde_json::json;
 
-use super::RunArgs;
+use super::{RunArgs, say};
 use crate::arch::x86_64::kernel::Symbols;
 use crate::host::kvm_backend::KvmBackend;
 use crate::machine::Finished;
@@ -32,22 +32,22 @@ pub(super) fn print(
     // An interactive user has seen it all; so has one who asked for the messages.
     let log_is_unseen = config.console == Console::Log { verbose: false };
     if outcome.log_is_of_interest() && log_is_unseen && !finished.log.is_empty() {
-        eprintln!("tandem: the guest kernel's last messages:");
-        finished.log.iter().for_each(|line| eprintln!("  {line}"));
+        say("tandem: the guest kernel's last messages:");
+        finished.log.iter().for_each(|line| say(format_args!("  {line}")));
     }
     if let Some(explanation) = &explanation {
-        eprintln!("tandem: {explanation}");
+        say(format_args!("tandem: {explanation}"));
     }
     let failed_in_guest =
         matches!(outcome.reason, StopReason::Fault(_) | StopReason::GuestPanic(_) | StopReason::Timeout(_));
     if failed_in_guest && backend == KvmBackend::Software && config.linux {
-        eprintln!("tandem: {SOFTWARE_KVM_HINT}");
+        say(format_args!("tandem: {SOFTWARE_KVM_HINT}"));
     }
     if finished.unread > 0 {
-        eprintln!("tandem: {} bytes of output were not read in time and are lost", finished.unread);
+        say(format_args!("tandem: {} bytes of output were not read in time and are lost", finished.unread));
     }
     if args.json {
-        eprintln!("{}", summary_json(stamps, finished, explanation.as_deref(), code, backend));
+        say(format_args!("{}", summary_json(stamps, finished, explanation.as_deref(), code, backend)));
     } else if args.time {
         print_milestones(stamps, backend);
     }
@@ -62,11 +62,11 @@ fn symbols(config: &MachineConfig) -> Option<Symbols> {
 }
 
 fn print_milestones(stamps: &Stamps, backend: KvmBackend) {
-    eprintln!("{:<18} {:>12}   (KVM: {})", "milestone", "ms", backend.name());
+    say(format_args!("{:<18} {:>12}   (KVM: {})", "milestone", "ms", backend.name()));
     for milestone in Milestone::ALL {
         match stamps.since_spawned(milestone) {
-            Some(ns) => eprintln!("{:<18} {:>12.3}", milestone.name(), ns as f64 / 1e6),
-            None => eprintln!("{:<18} {:>12}", milestone.name(), "n/a"),
+            Some(ns) => say(format_args!("{:<18} {:>12.3}", milestone.name(), ns as f64 / 1e6)),
+            None => say(format_args!("{:<18} {:>12}", milestone.name(), "n/a")),
         }
     }
 }

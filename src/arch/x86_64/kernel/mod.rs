@@ -18,7 +18,7 @@ mod decompress;
 mod elf;
 mod error;
 #[cfg(test)]
-mod fixture;
+pub(crate) mod fixture;
 mod load;
 mod recognise;
 mod symbols;
@@ -39,7 +39,7 @@ pub use load::LoadedKernel;
 pub use symbols::{SymbolError, Symbols};
 
 use super::layout::{HIMEM_START, MMIO_HOLE_START};
-pub use super::registers::BootProtocol;
+pub use super::protocol::BootProtocol;
 
 /// How much of a file's start holds all headers: the setup header ends below 0x300, program headers follow the ELF
 /// header in everything linked for loading.

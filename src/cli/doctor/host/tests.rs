@@ -2,7 +2,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 
 use super::findings;
-use crate::cli::doctor::facts::{Facts, UserNamespaces};
+use crate::cli::doctor::facts::{Facts, KvmFacts, UserNamespaces};
 use crate::cli::doctor::report::{Finding, State};
 use crate::host::cgroup::{Cgroups, Hierarchy, Version};
 use crate::host::paths::PathsError;
@@ -68,8 +68,10 @@ fn cgroup_layouts() {
 
 #[test]
 fn user_namespaces_by_what_refuses_them() {
-    let finding =
-        |user_namespaces, root| find(&Facts { user_namespaces, root, ..Facts::good() }, "user-namespaces");
+    let finding = |user_namespaces, root| {
+        let kvm = KvmFacts { root, ..KvmFacts::good() };
+        find(&Facts { user_namespaces, kvm, ..Facts::good() }, "user-namespaces")
+    };
     let refused = UserNamespaces { refused: Some(libc::EPERM), ..Default::default() };
     let remedy = |found| finding(found, false).remedy.unwrap();
     assert!(remedy(UserNamespaces { max: Some(0), ..refused }).contains("user.max_user_namespaces"));

@@ -1,9 +1,8 @@
 //! Proof that KVM works: a VM with one page of memory executes two instructions.
 
-use std::error::Error;
-
 use vm_memory::mmap::MmapRegion;
 
+use crate::host::errors::chain;
 use crate::hypervisor::{Exit, Hypervisor, MemoryRegion, PortData, Vcpu, Vm};
 
 const PAGE: usize = 4096;
@@ -43,17 +42,6 @@ pub fn run_tiny_vm(hypervisor: &impl Hypervisor) -> Result<(), String> {
             other => return Err(format!("the guest's first instructions ended in {other:?}")),
         }
     }
-}
-
-/// An error and its causes in one line.
-pub fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

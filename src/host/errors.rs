@@ -1,0 +1,26 @@
+//! Errors in words.
+
+use std::error::Error;
+
+/// An error and its causes in one line.
+pub fn chain(error: &dyn Error) -> String {
+    match error.source() {
+        Some(source) => format!("{error}: {}", chain(source)),
+        None => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("cannot start")]
+    struct Outer(#[source] io::Error);
+
+    #[test]
+    fn causes_follow() {
+        let error = Outer(io::Error::from_raw_os_error(libc::EBUSY));
+        assert_eq!(super::chain(&error), "cannot start: Device or resource busy (os error 16)");
+    }
+}

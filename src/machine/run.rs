@@ -13,7 +13,7 @@ use super::outcome::Outcome;
 use super::stop::StopReason;
 use super::vcpu::{self, VcpuThread};
 use crate::host::terminal::RawMode;
-use crate::hypervisor::{Hypervisor, Vm};
+use crate::hypervisor::Hypervisor;
 use crate::milestone::{Milestone, Stamps};
 
 /// What is left of a machine.
@@ -46,22 +46,24 @@ pub fn run<H: Hypervisor>(
     Ok(finished)
 }
 
-impl<V: Vm> Machine<V> {
+impl Machine {
     fn run(self, config: &MachineConfig, stamps: &Arc<Stamps>) -> Result<Finished, BuildError> {
-        let Self { vcpus, context, events, devices } = self;
+        let Self { threads, setup, context, events, devices } = self;
         let latch = context.latch.clone();
         // Dropped with the loop, before anything is said about the end.
         let terminal = if config.escape_key { RawMode::enter(std::io::stdin())? } else { None };
         stamps.stamp(Milestone::Ready);
-        let threads: Vec<_> =
-            vcpus.into_iter().map(|(thread, vcpu)| thread.start(vcpu, context.clone())).collect();
-        // Made while the guest runs already.
+        threads.iter().for_each(|thread| thread.start((setup.clone(), context.clone())));
+        // Made while the vCPUs are configured.
         let wake = events.wake_event().as_raw_fd();
-        let event_loop = EventLoop::new(latch.clone(), host_io(config, &devices, stamps), &[wake], terminal)
-            .and_then(|mut event_loop| {
-                event_loop.run(&threads, &context.halt_check, config.timeout)?;
-                Ok(event_loop)
-            });
+        let event_loop = EventLoop::new(latch.clone(), host_io(config, &devices, stamps), &[wake], terminal);
+        // Also if there is no loop: a vCPU can be interrupted once it has been configured.
+        let configured = threads.iter().try_for_each(VcpuThread::configured);
+        let event_loop = configured.and_then(|()| {
+            let mut event_loop = event_loop?;
+            event_loop.run(&threads, &context.halt_check, config.timeout)?;
+            Ok(event_loop)
+        });
         if let Err(error) = &event_loop {
             latch.request(StopReason::Internal(describe(error)));
         }

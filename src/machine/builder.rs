@@ -94,7 +94,8 @@ pub fn build<H: Hypervisor>(
     stamps: Arc<Stamps>,
 ) -> Result<Machine, BuildError> {
     let memory = allocate_memory(config)?;
-    let (first, vm) = spawn_first(hypervisor.clone(), memory.clone())?;
+    let lines = Lines::new();
+    let (first, vm) = spawn_first(hypervisor.clone(), memory.clone(), lines.clone())?;
     let processor =
         CpuidConfig { vcpus: config.cpus, tsc_deadline_timer: hypervisor.has_tsc_deadline_timer() };
     let cpuid = cpuid::guest_cpuid(&hypervisor.supported_cpuid()?, &processor);
@@ -104,32 +105,22 @@ pub fn build<H: Hypervisor>(
     let latch = Arc::new(StopLatch::new().map_err(BuildError::EventFd)?);
     let wake = EventFd::new(EFD_NONBLOCK).map_err(|error| BuildError::EventFd(error.into()))?;
     let events = Arc::new(EventSink::new(latch.clone(), stamps.clone(), wake));
-    let Ok(vm) = vm.recv() else {
-        return Err(first.created().err().unwrap_or(BuildError::NoVm));
-    };
-    let mut threads = vec![first];
-    for id in 1..config.cpus {
-        let vm = vm.clone();
-        threads.push(VcpuThread::spawn(id, move || Ok(vm.create_vcpu(id)?))?);
-    }
-    // The first may run once the others are there to be woken; nothing waits for its own creation.
-    threads.iter().skip(1).try_for_each(VcpuThread::created)?;
-    let lines = Lines::new(vm);
     let (devices, ports, mmio) = devices::make(config, &lines, events.clone())?;
-
     let setup = Setup { cpuid, linux: config.linux, entry: kernel.entry, protocol: config.protocol };
     let halt_check = HaltCheck::new(config.cpus);
     let context = Arc::new(VcpuContext { ports, mmio, memory, latch, stamps, halt_check });
+    let threads = spawn_others(first, &vm, config.cpus)?;
     Ok(Machine { threads, setup: Arc::new(setup), context, events, devices })
 }
 
 /// Where to receive the VM.
 type Coming<V> = Receiver<Arc<V>>;
 
-/// The first vCPU's thread, and where to receive the VM that it makes.
+/// The first vCPU's thread, which makes the VM, and where to receive that.
 fn spawn_first<H: Hypervisor>(
     hypervisor: Arc<H>,
     memory: GuestMemoryMmap,
+    lines: Arc<Lines<H::Vm>>,
 ) -> Result<(VcpuThread, Coming<H::Vm>), BuildError> {
     let (tell, vm) = sync_channel(1);
     let thread = VcpuThread::spawn(0, move || {
@@ -137,11 +128,30 @@ fn spawn_first<H: Hypervisor>(
         map_memory(&*vm, &memory)?;
         vm.reserve_pages(KVM_TSS_START)?;
         vm.create_split_irqchip(IOAPIC_PINS)?;
-        // Whoever does not wait for it any more has failed.
+        lines.connect(vm.clone());
+        // A machine of one vCPU has nobody who receives it.
         let _ = tell.send(vm.clone());
         Ok(vm.create_vcpu(0)?)
     })?;
     Ok((thread, vm))
+}
+
+/// The threads of all vCPUs. A machine of one does not wait for its VM here.
+fn spawn_others<V: Vm>(first: VcpuThread, vm: &Coming<V>, vcpus: u8) -> Result<Vec<VcpuThread>, BuildError> {
+    let mut threads = vec![first];
+    if vcpus > 1 {
+        let Ok(vm) = vm.recv() else {
+            threads.iter().try_for_each(VcpuThread::created)?;
+            return Err(BuildError::NoVm);
+        };
+        for id in 1..vcpus {
+            let vm = vm.clone();
+            threads.push(VcpuThread::spawn(id, move || Ok(vm.create_vcpu(id)?))?);
+        }
+        // The first wakes the others, which must be there; it need not wait for itself.
+        threads.iter().skip(1).try_for_each(VcpuThread::created)?;
+    }
+    Ok(threads)
 }
 
 fn allocate_memory(config: &MachineConfig) -> Result<GuestMemoryMmap, BuildError> {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-use super::{RunArgs, stdin_is_terminal};
+use super::{Backend, RunArgs, stdin_is_terminal};
 use crate::arch::x86_64::kernel::KernelFile;
 use crate::host::kvm_backend::KvmBackend;
 use crate::host::paths::{Paths, PathsError, STANDARD};
@@ -64,7 +64,7 @@ impl ResolveError {
 }
 
 /// Resolves the arguments.
-pub(super) fn resolve(args: &RunArgs, backend: KvmBackend) -> Result<MachineConfig, ResolveError> {
+pub(super) fn resolve(args: &RunArgs, backend: &Backend) -> Result<MachineConfig, ResolveError> {
     let paths = Paths::from_env();
     let kernel = match &args.kernel {
         Some(path) => path.clone(),
@@ -85,7 +85,7 @@ pub(super) fn resolve(args: &RunArgs, backend: KvmBackend) -> Result<MachineConf
 fn software(
     args: &RunArgs,
     paths: &Paths,
-    backend: KvmBackend,
+    backend: &Backend,
     kernel: &KernelFile,
     linux: bool,
 ) -> Result<Software, ResolveError> {
@@ -100,10 +100,11 @@ fn software(
         return Err(ResolveError::NoInitramfs);
     }
     warn(initramfs.as_ref(), backend);
-    let needs = Needs { verbose: args.verbose, software_kvm: backend == KvmBackend::Software, tandem_init };
+    let needs =
+        || Needs { verbose: args.verbose, software_kvm: **backend == KvmBackend::Software, tandem_init };
     let command_line = match &args.cmdline_only {
         Some(line) => line.clone(),
-        None if linux => command_line::compose(needs, &args.cmdline),
+        None if linux => command_line::compose(needs(), &args.cmdline),
         None => args.cmdline.clone(),
     };
     Ok(Software {
@@ -116,12 +117,14 @@ fn software(
 }
 
 /// Tells what will be missing or slow.
-fn warn(initramfs: Option<&Initramfs>, backend: KvmBackend) {
+fn warn(initramfs: Option<&Initramfs>, backend: &Backend) {
     let Some(initramfs) = initramfs else { return };
     for warning in initramfs.warnings() {
         eprintln!("tandem: {warning}");
     }
-    if let (Some(compression), KvmBackend::Software) = (initramfs.compression(), backend) {
+    if let Some(compression) = initramfs.compression()
+        && **backend == KvmBackend::Software
+    {
         eprintln!(
             "tandem: this host's KVM is software, where a guest takes about a minute to unpack 1 MB of \
              {compression}: give an uncompressed initramfs"

@@ -4,9 +4,10 @@ mod dry_run;
 mod resolve;
 mod summary;
 
+use std::cell::LazyCell;
 use std::ffi::OsString;
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -106,6 +107,9 @@ enum ConsoleChoice {
     None,
 }
 
+/// Which KVM this host has, found out when asked.
+type Backend = LazyCell<KvmBackend>;
+
 impl RunArgs {
     fn boot_choice(&self) -> BootChoice {
         match self.boot {
@@ -135,8 +139,9 @@ impl RunArgs {
 pub fn run(args: RunArgs) -> u8 {
     let stamps = Arc::new(Stamps::default());
     stamps.stamp(Milestone::Spawned);
-    let backend = KvmBackend::detect(std::path::Path::new("/"));
-    let config = match resolve::resolve(&args, backend) {
+    // Looked up if a Linux guest or a message depends on it.
+    let backend: Backend = LazyCell::new(|| KvmBackend::detect(Path::new("/")));
+    let config = match resolve::resolve(&args, &backend) {
         Ok(config) => config,
         Err(error) => {
             report(&error);
@@ -144,7 +149,7 @@ pub fn run(args: RunArgs) -> u8 {
         }
     };
     if args.dry_run {
-        return dry_run::print(&config, backend, args.json);
+        return dry_run::print(&config, *backend, args.json);
     }
     let finished = {
         let hypervisor = match KvmHypervisor::open() {
@@ -159,7 +164,7 @@ pub fn run(args: RunArgs) -> u8 {
     };
     stamps.stamp(Milestone::Clean);
     match finished {
-        Ok(finished) => summary::print(&args, &config, backend, &stamps, &finished),
+        Ok(finished) => summary::print(&args, &config, &backend, &stamps, &finished),
         Err(error) => {
             report(&error);
             exit_code::SETUP

@@ -18,8 +18,7 @@ use self::run_page::RunPage;
 use super::{Error, Exit, Hypervisor, Interrupter, MemoryRegion, Msi, Result, RunState, Vcpu, Vm};
 
 fn failed(call: impl Into<String>) -> impl FnOnce(errno::Error) -> Error {
-    let call = call.into();
-    move |source| Error { call, source }
+    move |source| Error { call: call.into(), source }
 }
 
 /// An open /dev/kvm.

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, sync_channel};
 
 use kvm_bindings::kvm_cpuid_entry2;
 use thiserror::Error;
@@ -18,16 +19,15 @@ use super::event_loop::EventLoopError;
 use super::events::EventSink;
 use super::interrupts::Lines;
 use super::stop::StopLatch;
-use super::vcpu::{HaltCheck, VcpuContext, WaitingThread};
+use super::vcpu::{HaltCheck, Setup, VcpuContext, VcpuThread};
 use crate::arch::x86_64::boot_info::{self, BootInfo, TablesError};
 use crate::arch::x86_64::cpuid::{self, CpuidConfig};
 use crate::arch::x86_64::kernel::{KernelError, LoadedKernel};
 use crate::arch::x86_64::layout::{IOAPIC_PINS, KVM_TSS_START};
 use crate::arch::x86_64::tables::write_tables;
-use crate::arch::x86_64::{msr, registers};
 use crate::host::random;
 use crate::host::terminal::TerminalError;
-use crate::hypervisor::{self, Hypervisor, MemoryRegion, Vcpu, Vm};
+use crate::hypervisor::{self, Hypervisor, MemoryRegion, Vm};
 use crate::milestone::Stamps;
 use crate::workload::initramfs::InitramfsError;
 
@@ -68,24 +68,25 @@ pub enum BuildError {
     /// A thread cannot be created.
     #[error("cannot start a thread")]
     Thread(#[source] io::Error),
+    /// The thread that makes the virtual machine has ended without a word.
+    #[error("no virtual machine has come about")]
+    NoVm,
     /// The terminal does not become raw.
     #[error("cannot use the terminal")]
     Terminal(#[from] TerminalError),
 }
 
 /// A machine ready to run.
-pub struct Machine<V: Vm> {
-    /// Each vCPU with the thread that waits for it.
-    pub(super) vcpus: Vec<(WaitingVcpu<V::Vcpu>, V::Vcpu)>,
+pub struct Machine {
+    pub(super) threads: Vec<VcpuThread>,
+    pub(super) setup: Arc<Setup>,
     pub(super) context: Arc<VcpuContext>,
     pub(super) events: Arc<EventSink>,
     pub(super) devices: Devices,
 }
 
-/// A vCPU's thread; that of the first begins with asking KVM for its CPUID.
-pub type WaitingVcpu<V> = WaitingThread<V, Option<hypervisor::Result<Vec<kvm_cpuid_entry2>>>>;
-
-/// Builds the machine.
+/// Builds the machine: the first vCPU's thread makes the VM, this one meanwhile asks for CPUID and fills the memory,
+/// each of which takes half a millisecond.
 ///
 /// # Errors
 /// The host or KVM refuses something, or a file has changed since the configuration was checked.
@@ -93,42 +94,69 @@ pub fn build<H: Hypervisor>(
     hypervisor: &Arc<H>,
     config: &MachineConfig,
     stamps: Arc<Stamps>,
-) -> Result<Machine<H::Vm>, BuildError> {
-    // Half a millisecond that needs nothing of the VM: asked while the VM is made, by the thread that will run the
-    // first vCPU, since creating another one costs as much as it saves.
-    let asked = hypervisor.clone();
-    let first = WaitingThread::spawn(0, move || Some(asked.supported_cpuid())).map_err(BuildError::Thread)?;
+) -> Result<Machine, BuildError> {
     let memory = allocate_memory(config)?;
-    let vm = Arc::new(hypervisor.create_vm()?);
-    map_memory(&*vm, &memory)?;
-    vm.reserve_pages(KVM_TSS_START)?;
-    vm.create_split_irqchip(IOAPIC_PINS)?;
-    let vcpus = (0..config.cpus).map(|id| vm.create_vcpu(id)).collect::<Result<Vec<_>, _>>()?;
-
-    let latch = Arc::new(StopLatch::new().map_err(BuildError::EventFd)?);
-    let wake = EventFd::new(EFD_NONBLOCK).map_err(|error| BuildError::EventFd(error.into()))?;
-    let events = Arc::new(EventSink::new(latch.clone(), stamps.clone(), wake));
-    let lines = Lines::new(vm);
-    let (devices, ports, mmio) = devices::make(config, &lines, events.clone())?;
-
-    let kernel = load(config, &memory)?;
-    // The task does not panic: it is a plain ioctl.
-    let supported = first.result().flatten().unwrap_or_else(|| Ok(Vec::new()))?;
+    let lines = Lines::new();
+    let (first, vm) = spawn_first(hypervisor.clone(), memory.clone(), lines.clone())?;
     let processor = CpuidConfig {
         vcpus: config.cpus,
         tsc_deadline_timer: hypervisor.has_tsc_deadline_timer(),
         hypercalls: !config.software_kvm,
     };
-    let cpuid = cpuid::guest_cpuid(&supported, &processor);
-    describe_machine(config, &memory, &kernel, &cpuid, &devices)?;
-    configure_vcpus(&vcpus, cpuid, &kernel, config)?;
+    let cpuid = cpuid::guest_cpuid(&hypervisor.supported_cpuid()?, &processor);
+    let kernel = load(config, &memory)?;
+    describe_machine(config, &memory, &kernel, &cpuid)?;
 
+    let latch = Arc::new(StopLatch::new().map_err(BuildError::EventFd)?);
+    let wake = EventFd::new(EFD_NONBLOCK).map_err(|error| BuildError::EventFd(error.into()))?;
+    let events = Arc::new(EventSink::new(latch.clone(), stamps.clone(), wake));
+    let (devices, ports, mmio) = devices::make(config, &lines, events.clone())?;
+    let setup = Setup { cpuid, linux: config.linux, entry: kernel.entry, protocol: config.protocol };
     let halt_check = HaltCheck::new(config.cpus);
     let context = Arc::new(VcpuContext { ports, mmio, memory, latch, stamps, halt_check });
-    let others = (1..config.cpus).map(|id| WaitingThread::spawn(id, || None));
-    let threads: io::Result<Vec<_>> = std::iter::once(Ok(first)).chain(others).collect();
-    let vcpus = threads.map_err(BuildError::Thread)?.into_iter().zip(vcpus).collect();
-    Ok(Machine { vcpus, context, events, devices })
+    let threads = spawn_others(first, &vm, config.cpus)?;
+    Ok(Machine { threads, setup: Arc::new(setup), context, events, devices })
+}
+
+/// Where to receive the VM.
+type Coming<V> = Receiver<Arc<V>>;
+
+/// The first vCPU's thread, which makes the VM, and where to receive that.
+fn spawn_first<H: Hypervisor>(
+    hypervisor: Arc<H>,
+    memory: GuestMemoryMmap,
+    lines: Arc<Lines<H::Vm>>,
+) -> Result<(VcpuThread, Coming<H::Vm>), BuildError> {
+    let (tell, vm) = sync_channel(1);
+    let thread = VcpuThread::spawn(0, move || {
+        let vm = Arc::new(hypervisor.create_vm()?);
+        map_memory(&*vm, &memory)?;
+        vm.reserve_pages(KVM_TSS_START)?;
+        vm.create_split_irqchip(IOAPIC_PINS)?;
+        lines.connect(vm.clone());
+        // A machine of one vCPU has nobody who receives it.
+        let _ = tell.send(vm.clone());
+        Ok(vm.create_vcpu(0)?)
+    })?;
+    Ok((thread, vm))
+}
+
+/// The threads of all vCPUs. A machine of one does not wait for its VM here.
+fn spawn_others<V: Vm>(first: VcpuThread, vm: &Coming<V>, vcpus: u8) -> Result<Vec<VcpuThread>, BuildError> {
+    let mut threads = vec![first];
+    if vcpus > 1 {
+        let Ok(vm) = vm.recv() else {
+            threads.iter().try_for_each(VcpuThread::created)?;
+            return Err(BuildError::NoVm);
+        };
+        for id in 1..vcpus {
+            let vm = vm.clone();
+            threads.push(VcpuThread::spawn(id, move || Ok(vm.create_vcpu(id)?))?);
+        }
+        // The first wakes the others, which must be there; it need not wait for itself.
+        threads.iter().skip(1).try_for_each(VcpuThread::created)?;
+    }
+    Ok(threads)
 }
 
 fn allocate_memory(config: &MachineConfig) -> Result<GuestMemoryMmap, BuildError> {
@@ -150,7 +178,7 @@ fn map_memory<V: Vm>(vm: &V, memory: &GuestMemoryMmap) -> Result<(), BuildError>
             host_addr: memory.get_host_address(region.start_addr())? as u64,
         };
         // SAFETY: the mapping lives in `memory`, which the machine's context keeps until all vCPU threads have been
-        // joined; without them the VM touches nothing. Everyone accesses it through vm-memory's volatile accesses.
+        // joined, and which the caller keeps until then; without them the VM touches nothing. Everyone accesses it through vm-memory's volatile accesses.
         unsafe { vm.set_memory_region(&region) }?;
     }
     Ok(())
@@ -188,9 +216,8 @@ fn describe_machine(
     memory: &GuestMemoryMmap,
     kernel: &LoadedKernel,
     cpuid: &[kvm_cpuid_entry2],
-    devices: &Devices,
 ) -> Result<(), TablesError> {
-    let serial = devices.serial_slots();
+    let serial = devices::serial_slots(config);
     let info = BootInfo {
         protocol: config.protocol,
         memory_map: &config.memory,
@@ -205,29 +232,6 @@ fn describe_machine(
         acpi: config.linux,
     };
     write_tables(memory, &info)
-}
-
-fn configure_vcpus<V: Vcpu>(
-    vcpus: &[V],
-    mut cpuid: Vec<kvm_cpuid_entry2>,
-    kernel: &LoadedKernel,
-    config: &MachineConfig,
-) -> Result<(), BuildError> {
-    let msrs = msr::linux_msrs(cpuid::vendor(&cpuid));
-    for (id, vcpu) in (0..).zip(vcpus) {
-        cpuid::set_apic_id(&mut cpuid, id);
-        vcpu.set_cpuid(&cpuid)?;
-        if config.linux {
-            vcpu.set_msrs(msrs)?;
-        }
-        // The others wait for INIT and SIPI, which set their registers.
-        if id == 0 {
-            let (_, mut sregs) = vcpu.registers()?;
-            registers::configure_sregs(&mut sregs, config.protocol);
-            vcpu.set_registers(&registers::boot_regs(kernel.entry, config.protocol), &sregs)?;
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

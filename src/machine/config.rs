@@ -67,8 +67,6 @@ pub struct Request {
     pub console: Console,
     /// Time limit.
     pub timeout: Option<Duration>,
-    /// The host's KVM is software.
-    pub software_kvm: bool,
 }
 
 /// What the guest boots with, decided once the kernel is known.
@@ -84,6 +82,8 @@ pub struct Software {
     pub tandem_init: bool,
     /// The console's input is a terminal: the escape key works.
     pub escape_key: bool,
+    /// The host's KVM is software.
+    pub software_kvm: bool,
 }
 
 /// A configuration that has been checked.
@@ -168,7 +168,7 @@ impl Hardware {
             tandem_init: software.tandem_init,
             escape_key: software.escape_key,
             timeout: request.timeout,
-            software_kvm: request.software_kvm,
+            software_kvm: software.software_kvm,
         })
     }
 }

@@ -39,12 +39,12 @@ pub struct Devices {
     pub com2: Option<Arc<Serial>>,
 }
 
-impl Devices {
-    /// Where the serial ports are, for the tables.
-    pub fn serial_slots(&self) -> Vec<DeviceSlot> {
-        std::iter::once(COM1).chain(self.com2.as_ref().map(|_| COM2)).collect()
-    }
+/// Where the serial ports are, for the tables.
+pub fn serial_slots(config: &MachineConfig) -> Vec<DeviceSlot> {
+    std::iter::once(COM1).chain(config.command.then_some(COM2)).collect()
+}
 
+impl Devices {
     /// Lets vCPUs that wait for their output to be taken go on.
     pub fn close(&self) {
         self.com1.close();

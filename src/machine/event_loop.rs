@@ -216,7 +216,8 @@ impl EventLoop {
 
     fn wait(&mut self, time: Duration) -> Result<(), EventLoopError> {
         // Rounded up, so that the loop does not spin through the last millisecond.
-        let milliseconds = i32::try_from(time.as_micros().div_ceil(1000)).unwrap_or(i32::MAX);
+        let rounded = time.saturating_add(Duration::from_micros(999));
+        let milliseconds = i32::try_from(rounded.as_millis()).unwrap_or(i32::MAX);
         self.manager.run_with_timeout(milliseconds).map_err(EventLoopError::Epoll)?;
         let wakeups = self.manager.subscriber_mut(self.id).map_err(EventLoopError::Epoll)?;
         if let (true, Some(terminal)) = (std::mem::take(&mut wakeups.continued), &self.terminal) {

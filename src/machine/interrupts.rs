@@ -5,7 +5,7 @@
 //! pays for route or irqfd.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use vmm_sys_util::errno;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -15,7 +15,8 @@ use crate::hypervisor::{InterruptLine, Msi, Vm};
 
 /// The lines of one machine.
 pub struct Lines<V> {
-    vm: Arc<V>,
+    /// Set before any vCPU runs: the VM is made while the devices are.
+    vm: OnceLock<Arc<V>>,
     state: Mutex<State>,
 }
 
@@ -32,8 +33,13 @@ struct Line {
 
 impl<V: Vm> Lines<V> {
     /// No lines yet.
-    pub fn new(vm: Arc<V>) -> Arc<Self> {
-        Arc::new(Self { vm, state: Mutex::default() })
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self { vm: OnceLock::new(), state: Mutex::default() })
+    }
+
+    /// Tells which VM the lines belong to. The guest cannot program a pin before that.
+    pub fn connect(&self, vm: Arc<V>) {
+        self.vm.get_or_init(|| vm);
     }
 
     /// A line to the pin `gsi`.
@@ -54,6 +60,7 @@ impl<V: Vm> Lines<V> {
 
 impl<V: Vm> MsiRouter for Arc<Lines<V>> {
     fn set_route(&self, gsi: u32, msi: Option<Msi>) {
+        let Some(vm) = self.vm.get() else { return };
         let mut state = self.lock();
         let State { lines, routes } = &mut *state;
         // A pin that no device drives needs no route; each change is slow.
@@ -63,9 +70,9 @@ impl<V: Vm> MsiRouter for Arc<Lines<V>> {
             None => routes.remove(&gsi),
         };
         let table: Vec<_> = routes.iter().map(|(gsi, msi)| (*gsi, *msi)).collect();
-        let mut result = self.vm.set_msi_routes(&table);
+        let mut result = vm.set_msi_routes(&table);
         if result.is_ok() && msi.is_some() && !line.bound {
-            result = self.vm.bind_interrupt(&line.event, gsi);
+            result = vm.bind_interrupt(&line.event, gsi);
             line.bound = result.is_ok();
         }
         // The guest has no way to be told; its device will time out.
@@ -83,7 +90,8 @@ mod tests {
     #[test]
     fn a_line_costs_nothing_until_the_guest_programs_its_pin() {
         let vm = Arc::new(FakeHypervisor::default());
-        let lines = Lines::new(vm.clone());
+        let lines = Lines::new();
+        lines.connect(vm.clone());
         let line = lines.line(4).unwrap();
         line.trigger();
         lines.set_route(7, Some(Msi::default()));

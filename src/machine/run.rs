@@ -15,7 +15,7 @@ use super::stream::Streams;
 use super::vcpu::{self, VcpuThread};
 use crate::host::errors::chain;
 use crate::host::terminal::RawMode;
-use crate::hypervisor::{Hypervisor, Vm};
+use crate::hypervisor::Hypervisor;
 use crate::milestone::{Milestone, Stamps};
 
 /// What is left of a machine.
@@ -46,22 +46,23 @@ pub fn run<H: Hypervisor>(
     machine.run(config, stamps)
 }
 
-impl<V: Vm> Machine<V> {
+impl Machine {
     fn run(self, config: &MachineConfig, stamps: &Arc<Stamps>) -> Result<Finished, BuildError> {
-        let Self { vcpus, context, events, devices } = self;
+        let Self { threads, setup, context, events, devices } = self;
         let latch = context.latch.clone();
         // Dropped with the loop, before anything is said about the end.
         let terminal = if config.escape_key { RawMode::enter(std::io::stdin())? } else { None };
         stamps.stamp(Milestone::Ready);
-        let threads: Vec<_> =
-            vcpus.into_iter().map(|(thread, vcpu)| thread.start(vcpu, context.clone())).collect();
-        // Made while the guest runs already.
+        threads.iter().for_each(|thread| thread.start((setup.clone(), context.clone())));
+        // Made while the vCPUs are configured.
         let wake = events.wake_event().as_raw_fd();
         let mut event_loop =
             EventLoop::new(latch.clone(), host_io(config, &devices, stamps), &[wake], terminal);
-        let mut failure = match &mut event_loop {
-            Ok(event_loop) => event_loop.run(&threads, &context.halt_check, config.timeout).err(),
-            Err(_) => None,
+        // Also if there is no loop: a vCPU can be interrupted once it has been configured.
+        let configured = threads.iter().try_for_each(VcpuThread::configured);
+        let mut failure = match (&mut event_loop, &configured) {
+            (Ok(event_loop), Ok(())) => event_loop.run(&threads, &context.halt_check, config.timeout).err(),
+            (Err(_), _) | (_, Err(_)) => None,
         };
         // Stops the vCPUs if nothing else has.
         latch.request(StopReason::Internal("the event loop ended".into()));
@@ -70,6 +71,7 @@ impl<V: Vm> Machine<V> {
         threads.iter().for_each(VcpuThread::interrupt);
         threads.into_iter().for_each(VcpuThread::join);
 
+        configured?;
         let mut event_loop = event_loop?;
         let unread = event_loop.drain(latch.reason().is_some_and(StopReason::is_guests));
         let unread = unread.unwrap_or_else(|error| {

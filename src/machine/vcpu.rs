@@ -1,17 +1,22 @@
 //! vCPU threads: the run loop, how it is interrupted, and how a machine that has halted for good is noticed.
 
+use std::cell::OnceCell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
 use std::{io, time::Duration};
 
+use kvm_bindings::kvm_cpuid_entry2;
 use std::os::unix::thread::JoinHandleExt;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
+use super::builder::BuildError;
 use super::fault::{Fault, FaultKind};
 use super::stop::{StopLatch, StopReason};
+use crate::arch::x86_64::protocol::BootProtocol;
+use crate::arch::x86_64::{cpuid, msr, registers};
 use crate::devices::bus::{MmioBus, PortBus};
 use crate::hypervisor::{Error, Exit, Interrupter, RunState, Vcpu};
 use crate::milestone::{Milestone, Stamps};
@@ -34,6 +39,37 @@ pub struct VcpuContext {
     pub stamps: Arc<Stamps>,
     /// Finds out whether all vCPUs have halted.
     pub halt_check: HaltCheck,
+}
+
+/// How the vCPUs begin.
+#[derive(Debug)]
+pub struct Setup {
+    /// CPUID of all vCPUs but for their APIC ids.
+    pub cpuid: Vec<kvm_cpuid_entry2>,
+    /// Whether Linux will run, which wants model-specific registers as firmware leaves them.
+    pub linux: bool,
+    /// Where the first vCPU enters the guest.
+    pub entry: GuestAddress,
+    /// How it does so.
+    pub protocol: BootProtocol,
+}
+
+impl Setup {
+    fn configure(&self, id: u8, vcpu: &impl Vcpu) -> Result<(), Error> {
+        let mut cpuid = self.cpuid.clone();
+        cpuid::set_apic_id(&mut cpuid, id);
+        vcpu.set_cpuid(&cpuid)?;
+        if self.linux {
+            vcpu.set_msrs(msr::linux_msrs(cpuid::vendor(&cpuid)))?;
+        }
+        // The others wait for INIT and SIPI, which set their registers.
+        if id == 0 {
+            let (_, mut sregs) = vcpu.registers()?;
+            registers::configure_sregs(&mut sregs, self.protocol);
+            vcpu.set_registers(&registers::boot_regs(self.entry, self.protocol), &sregs)?;
+        }
+        Ok(())
+    }
 }
 
 /// A round of questions to all vCPUs: have you halted for good?
@@ -131,7 +167,10 @@ fn has_halted<V: Vcpu>(vcpu: &V) -> bool {
 /// A vCPU's thread.
 pub struct VcpuThread {
     handle: JoinHandle<()>,
-    interrupter: Arc<dyn Interrupter>,
+    start: SyncSender<Start>,
+    confirmations: Receiver<Result<Arc<dyn Interrupter>, BuildError>>,
+    /// Known once the vCPU's creation has been confirmed.
+    interrupter: OnceCell<Arc<dyn Interrupter>>,
 }
 
 /// Stops the machine if its thread unwinds, so that a defect of ours ends the run instead of hanging it.
@@ -157,50 +196,81 @@ pub fn prepare_interrupts() -> Result<(), Error> {
         .map_err(|source| Error { call: "sigaction for the vCPU signal".into(), source })
 }
 
-/// A thread that waits for the vCPU it is to run, and does something else before.
-pub struct WaitingThread<V, T> {
-    handle: JoinHandle<()>,
-    start: SyncSender<(V, Arc<VcpuContext>)>,
-    result: Receiver<T>,
-}
+/// Sent to a vCPU's thread: what it needs to configure its vCPU and run it.
+pub type Start = (Arc<Setup>, Arc<VcpuContext>);
 
-impl<V: Vcpu, T: Send + 'static> WaitingThread<V, T> {
-    /// Creates the thread for vCPU `id`, which begins with `task`. Dropped before it is started, it ends by itself.
+impl VcpuThread {
+    /// Creates the thread for vCPU `id`, which begins with creating the vCPU itself: so KVM's part of the set-up goes
+    /// on beside ours, and none of it waits for one thread to wake another. Dropped before it is started, the thread
+    /// ends by itself.
     ///
     /// # Errors
     /// The thread cannot be created.
-    pub fn spawn(id: u8, task: impl FnOnce() -> T + Send + 'static) -> io::Result<Self> {
-        let (start, wait) = sync_channel::<(V, Arc<VcpuContext>)>(1);
-        let (tell, result) = sync_channel(1);
-        let handle = thread::Builder::new().name(format!("vcpu{id}")).spawn(move || {
-            // Who no longer wants to know has dropped the other end, and that of the next line too.
-            let _ = tell.send(task());
-            let Ok((mut vcpu, context)) = wait.recv() else { return };
+    pub fn spawn<V: Vcpu>(
+        id: u8,
+        create: impl FnOnce() -> Result<V, BuildError> + Send + 'static,
+    ) -> Result<Self, BuildError> {
+        let (start, started) = sync_channel::<Start>(1);
+        // Room for both confirmations: the thread never waits for their reader.
+        let (tell, confirmations) = sync_channel(2);
+        // Who no longer wants to know has dropped the other end.
+        let confirm = move |result| drop(tell.send(result));
+        let body = move || {
+            let mut vcpu = match create() {
+                Ok(vcpu) => vcpu,
+                Err(error) => return confirm(Err(error)),
+            };
+            confirm(Ok(vcpu.interrupter()));
+            let Ok((setup, context)) = started.recv() else { return };
             let _guard = PanicGuard(&context.latch);
+            if let Err(error) = setup.configure(id, &vcpu) {
+                return confirm(Err(error.into()));
+            }
+            confirm(Ok(vcpu.interrupter()));
             context.stamps.stamp(Milestone::KernelEntered);
             run(id, &mut vcpu, &context);
-        })?;
-        Ok(Self { handle, start, result })
+        };
+        let handle =
+            thread::Builder::new().name(format!("vcpu{id}")).spawn(body).map_err(BuildError::Thread)?;
+        Ok(Self { handle, start, confirmations, interrupter: OnceCell::new() })
     }
 
-    /// What the task returned, once it has; `None` if it panicked.
-    pub fn result(&self) -> Option<T> {
-        self.result.recv().ok()
+    /// Waits until the vCPU has been created.
+    ///
+    /// # Errors
+    /// That has failed; the thread ends by itself.
+    pub fn created(&self) -> Result<(), BuildError> {
+        if self.interrupter.get().is_none() {
+            let interrupter = self.confirmation()?;
+            self.interrupter.get_or_init(|| interrupter);
+        }
+        Ok(())
+    }
+
+    /// Waits until the vCPU, which must have been started, has been configured and runs.
+    ///
+    /// # Errors
+    /// That has failed; the thread ends by itself.
+    pub fn configured(&self) -> Result<(), BuildError> {
+        self.created()?;
+        self.confirmation().map(drop)
+    }
+
+    fn confirmation(&self) -> Result<Arc<dyn Interrupter>, BuildError> {
+        self.confirmations.recv().map_err(|_| BuildError::Thread(io::Error::other("it panicked")))?
     }
 
     /// Starts the vCPU.
-    pub fn start(self, vcpu: V, context: Arc<VcpuContext>) -> VcpuThread {
-        let interrupter = vcpu.interrupter();
-        // The thread waits for this, or its task has panicked and `result` said so.
-        let _ = self.start.send((vcpu, context));
-        VcpuThread { handle: self.handle, interrupter }
+    pub fn start(&self, start: Start) {
+        // A thread that has failed says so when it is waited for.
+        let _ = self.start.send(start);
     }
-}
 
-impl VcpuThread {
     /// Makes the vCPU look at what is wanted: to stop, or to tell whether it has halted.
     pub fn interrupt(&self) {
-        self.interrupter.request();
+        if let Some(interrupter) = self.interrupter.get() {
+            interrupter.request();
+        }
         // The thread may have ended already; then nothing is wanted of it.
         let _ = self.handle.kill(SIGRTMIN());
     }
@@ -214,8 +284,9 @@ impl VcpuThread {
         (failed == 0).then(|| Duration::from(time))
     }
 
-    /// Waits for the thread's end, which must have been asked for.
+    /// Waits for the thread's end, which must have been asked for if it was started.
     pub fn join(self) {
+        drop(self.start);
         // A panic has been reported through the latch.
         let _ = self.handle.join();
     }

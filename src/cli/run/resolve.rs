@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-use super::{RunArgs, say, stdin_is_terminal};
+use super::{Backend, RunArgs, say, stdin_is_terminal};
 use crate::arch::x86_64::kernel::KernelFile;
 use crate::host::kvm_backend::KvmBackend;
 use crate::host::paths::{Paths, PathsError, STANDARD};
@@ -70,7 +70,7 @@ impl ResolveError {
 }
 
 /// Resolves the arguments.
-pub(super) fn resolve(args: &RunArgs, backend: KvmBackend) -> Result<MachineConfig, ResolveError> {
+pub(super) fn resolve(args: &RunArgs, backend: &Backend) -> Result<MachineConfig, ResolveError> {
     let paths = Paths::from_env();
     let kernel = match &args.kernel {
         Some(path) => path.clone(),
@@ -84,7 +84,6 @@ pub(super) fn resolve(args: &RunArgs, backend: KvmBackend) -> Result<MachineConf
         boot: args.boot_choice(),
         console: args.console(),
         timeout: args.timeout,
-        software_kvm: backend == KvmBackend::Software,
     };
     MachineConfig::new(request, |kernel, linux| software(args, &paths, backend, kernel, linux))
 }
@@ -92,7 +91,7 @@ pub(super) fn resolve(args: &RunArgs, backend: KvmBackend) -> Result<MachineConf
 fn software(
     args: &RunArgs,
     paths: &Paths,
-    backend: KvmBackend,
+    backend: &Backend,
     kernel: &KernelFile,
     linux: bool,
 ) -> Result<Software, ResolveError> {
@@ -110,10 +109,11 @@ fn software(
         return Err(ResolveError::NoInitramfs);
     }
     warn(initramfs.as_ref(), backend);
-    let needs = Needs { verbose: args.verbose, software_kvm: backend == KvmBackend::Software, tandem_init };
+    let needs =
+        || Needs { verbose: args.verbose, software_kvm: **backend == KvmBackend::Software, tandem_init };
     let command_line = match &args.cmdline_only {
         Some(line) => line.clone(),
-        None if linux => command_line::compose(needs, &args.cmdline),
+        None if linux => command_line::compose(needs(), &args.cmdline),
         None => args.cmdline.clone(),
     };
     let tandem_init = tandem_init && starts_init(&command_line, built);
@@ -125,6 +125,7 @@ fn software(
         command_line,
         command: !args.command.is_empty(),
         tandem_init,
+        software_kvm: linux && **backend == KvmBackend::Software,
         escape_key: args.console() == Console::Interactive && stdin_is_terminal(),
     })
 }
@@ -139,12 +140,14 @@ fn starts_init(command_line: &str, built: bool) -> bool {
 }
 
 /// Tells what will be missing or slow.
-fn warn(initramfs: Option<&Initramfs>, backend: KvmBackend) {
+fn warn(initramfs: Option<&Initramfs>, backend: &Backend) {
     let Some(initramfs) = initramfs else { return };
     for warning in initramfs.warnings() {
         say(format_args!("tandem: {warning}"));
     }
-    if let (Some(compression), KvmBackend::Software) = (initramfs.compression(), backend) {
+    if let Some(compression) = initramfs.compression()
+        && **backend == KvmBackend::Software
+    {
         say(format_args!(
             "tandem: this host's KVM is software, where a guest takes about a minute to unpack 1 MB of \
              {compression}: give an uncompressed initramfs"
@@ -215,6 +218,8 @@ fn manifest(args: &RunArgs) -> Result<Vec<u8>, ResolveError> {
 mod tests {
     use clap::Parser;
 
+    use std::cell::LazyCell;
+
     use super::{ResolveError, starts_init};
     use crate::arch::x86_64::kernel::fixture::{file, linux};
     use crate::cli::{Cli, Command};
@@ -229,7 +234,7 @@ mod tests {
             let Command::Run(args) = Cli::parse_from(args.chain(options.iter().copied())).command else {
                 panic!("run")
             };
-            super::resolve(&args, KvmBackend::Vmx)
+            super::resolve(&args, &LazyCell::new(|| KvmBackend::Vmx))
         };
         assert!(resolve(&[]).is_ok());
         for options in [["--env", "A=b"], ["--workdir", "/"]] {

@@ -4,7 +4,7 @@ use std::fs::File;
 
 use serde_json::json;
 
-use super::{RunArgs, say};
+use super::{Backend, RunArgs, say};
 use crate::arch::x86_64::kernel::Symbols;
 use crate::host::kvm_backend::KvmBackend;
 use crate::machine::Finished;
@@ -21,7 +21,7 @@ const SOFTWARE_KVM_HINT: &str = "this host's KVM is software (kvm_pvm): it emula
 pub(super) fn print(
     args: &RunArgs,
     config: &MachineConfig,
-    backend: KvmBackend,
+    backend: &Backend,
     stamps: &Stamps,
     finished: &Finished,
 ) -> u8 {
@@ -40,16 +40,16 @@ pub(super) fn print(
     }
     let failed_in_guest =
         matches!(outcome.reason, StopReason::Fault(_) | StopReason::GuestPanic(_) | StopReason::Timeout(_));
-    if failed_in_guest && backend == KvmBackend::Software && config.linux {
+    if failed_in_guest && config.linux && **backend == KvmBackend::Software {
         say(format_args!("tandem: {SOFTWARE_KVM_HINT}"));
     }
     if finished.unread > 0 {
         say(format_args!("tandem: {} bytes of output were not read in time and are lost", finished.unread));
     }
     if args.json {
-        say(format_args!("{}", summary_json(stamps, finished, explanation.as_deref(), code, backend)));
+        say(format_args!("{}", summary_json(stamps, finished, explanation.as_deref(), code, **backend)));
     } else if args.time {
-        print_milestones(stamps, backend);
+        print_milestones(stamps, **backend);
     }
     code
 }

@@ -4,11 +4,17 @@ use super::*;
 use crate::arch::x86_64::kernel::fixture;
 use crate::hypervisor::fake::FakeHypervisor;
 use crate::machine::fixture::config;
+use crate::machine::stop::StopReason;
 use crate::workload::cpio::Overlay;
 use crate::workload::initramfs::Initramfs;
 
-fn build(hypervisor: FakeHypervisor, config: &MachineConfig) -> Result<Machine<FakeHypervisor>, BuildError> {
-    super::build(&Arc::new(hypervisor), config, Arc::default())
+/// Builds a machine and has its vCPUs configured, but run nothing: it is to stop already.
+fn build(hypervisor: FakeHypervisor, config: &MachineConfig) -> Result<Machine, BuildError> {
+    let machine = super::build(&Arc::new(hypervisor), config, Arc::default())?;
+    machine.context.latch.request(StopReason::UserQuit);
+    machine.threads.iter().for_each(|thread| thread.start((machine.setup.clone(), machine.context.clone())));
+    machine.threads.iter().try_for_each(VcpuThread::configured)?;
+    Ok(machine)
 }
 
 /// What KVM is told for a configuration. The question for the CPUID is asked beside the rest.
@@ -22,20 +28,21 @@ fn calls(config: &MachineConfig) -> Vec<String> {
 #[test]
 fn memory_comes_before_the_interrupt_controller_and_that_before_vcpus() {
     let (config, _file) = config(|request, _| request.cpus = 2);
-    let expected = [
-        "create_vm",
-        "memory 0 0x0+0x4000000",
-        "reserve 0xfffbd000",
-        "irqchip 24",
-        "vcpu 0",
-        "vcpu 1",
-        "cpuid of 0",
-        "msrs of 0",
-        "registers of 0: rip 0x1000000",
-        "cpuid of 1",
-        "msrs of 1",
-    ];
-    assert_eq!(calls(&config), expected);
+    let mut calls = calls(&config);
+    let vm = ["create_vm", "memory 0 0x0+0x4000000", "reserve 0xfffbd000", "irqchip 24"];
+    assert_eq!(calls[..4], vm);
+    // Each vCPU's thread makes its own, beside the others.
+    for id in 0..2 {
+        let own: Vec<_> = calls.extract_if(4.., |call| call.contains(&format!(" {id}"))).collect();
+        let expected = [
+            format!("vcpu {id}"),
+            format!("cpuid of {id}"),
+            format!("msrs of {id}"),
+            format!("registers of {id}"),
+        ];
+        assert!(own.iter().zip(&expected).all(|(call, expected)| call.starts_with(expected)), "{own:?}");
+        assert_eq!(own.len(), if id == 0 { 4 } else { 3 }, "only the first begins at the kernel's entry");
+    }
 }
 
 #[test]

@@ -41,8 +41,16 @@ fn machine(vcpus: u8) -> (Arc<VcpuContext>, Arc<Device>) {
 fn start(scripts: Vec<Vec<Step>>, context: &Arc<VcpuContext>) -> Vec<VcpuThread> {
     prepare_interrupts().unwrap();
     let start = |(id, script)| {
-        let thread = WaitingThread::spawn(id, || ()).unwrap();
-        thread.start(FakeVcpu::new(script), context.clone())
+        let setup = Setup {
+            cpuid: Vec::new(),
+            linux: false,
+            entry: GuestAddress(0),
+            protocol: BootProtocol::Linux64,
+        };
+        let thread = VcpuThread::spawn(id, || Ok(FakeVcpu::new(script))).unwrap();
+        thread.start((Arc::new(setup), context.clone()));
+        thread.configured().unwrap();
+        thread
     };
     (0..).zip(scripts).map(start).collect()
 }
@@ -158,9 +166,22 @@ fn a_panic_of_a_device_ends_the_run() {
 
 #[test]
 fn a_thread_that_is_never_started_ends() {
-    let thread = WaitingThread::<FakeVcpu, _>::spawn(0, || 42).unwrap();
-    assert_eq!(thread.result(), Some(42));
-    let WaitingThread { handle, start, .. } = thread;
-    drop(start);
-    handle.join().unwrap();
+    let thread = VcpuThread::spawn(0, || Ok(FakeVcpu::default())).unwrap();
+    thread.created().unwrap();
+    thread.created().unwrap();
+    thread.join();
+}
+
+#[test]
+fn a_vcpu_that_cannot_be_created_is_told_of() {
+    let thread = VcpuThread::spawn::<FakeVcpu>(0, || Err(BuildError::NoVm)).unwrap();
+    assert!(matches!(thread.created(), Err(BuildError::NoVm)));
+    thread.join();
+}
+
+#[test]
+fn a_panic_at_its_creation_is_no_silence() {
+    let thread = VcpuThread::spawn::<FakeVcpu>(0, || panic!("expected")).unwrap();
+    assert!(matches!(thread.configured(), Err(BuildError::Thread(_))));
+    thread.join();
 }

@@ -113,8 +113,11 @@ pub fn build<H: Hypervisor>(
     let kernel = load(config, &memory)?;
     // The task does not panic: it is a plain ioctl.
     let supported = first.result().flatten().unwrap_or_else(|| Ok(Vec::new()))?;
-    let processor =
-        CpuidConfig { vcpus: config.cpus, tsc_deadline_timer: hypervisor.has_tsc_deadline_timer() };
+    let processor = CpuidConfig {
+        vcpus: config.cpus,
+        tsc_deadline_timer: hypervisor.has_tsc_deadline_timer(),
+        hypercalls: !config.software_kvm,
+    };
     let cpuid = cpuid::guest_cpuid(&supported, &processor);
     describe_machine(config, &memory, &kernel, &cpuid, &devices)?;
     configure_vcpus(&vcpus, cpuid, &kernel, config)?;

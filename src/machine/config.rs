@@ -67,6 +67,8 @@ pub struct Request {
     pub console: Console,
     /// Time limit.
     pub timeout: Option<Duration>,
+    /// The host's KVM is software.
+    pub software_kvm: bool,
 }
 
 /// What the guest boots with, decided once the kernel is known.
@@ -101,6 +103,8 @@ pub struct MachineConfig {
     pub tandem_init: bool,
     pub escape_key: bool,
     pub timeout: Option<Duration>,
+    /// The host's KVM is software.
+    pub software_kvm: bool,
 }
 
 impl MachineConfig {
@@ -164,6 +168,7 @@ impl Hardware {
             tandem_init: software.tandem_init,
             escape_key: software.escape_key,
             timeout: request.timeout,
+            software_kvm: request.software_kvm,
         })
     }
 }

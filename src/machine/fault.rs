@@ -138,6 +138,12 @@ impl Fault {
     pub fn describe(&self, symbol: impl Fn(u64) -> Option<String>) -> String {
         let mut text = format!("{} on vCPU {}", self.kind, self.vcpu);
         let Some(location) = &self.location else { return text };
+        // AMD processors leave no state behind after a triple fault; KVM then shows that after a reset
+        // (Intel SDM vol. 3, 10.1.4).
+        if self.kind == FaultKind::TripleFault && (location.code_base, location.rip) == (0xffff_0000, 0xfff0)
+        {
+            return text + ", where is not known: this processor forgets it";
+        }
         text += &format!(" at RIP {:#x}", location.rip);
         if let Some(name) = symbol(location.rip) {
             text += &format!(" ({name})");
@@ -170,6 +176,24 @@ mod tests {
             "triple fault on vCPU 1 at RIP 0x100042 (start+0x2), CPL 0, real mode, bytes 00 01 02, \
              RSP 0x0, CR2 0x0, CR3 0x0"
         );
+    }
+
+    #[test]
+    fn the_state_after_a_reset_is_no_place() {
+        let location =
+            Location { rip: 0xfff0, code_base: 0xffff_0000, mode: "real mode", ..Location::default() };
+        let mut fault = Fault {
+            kind: FaultKind::TripleFault,
+            vcpu: 0,
+            location: Some(location),
+            instruction: vec![0; 15],
+        };
+        assert_eq!(
+            fault.describe(|_| None),
+            "triple fault on vCPU 0, where is not known: this processor forgets it"
+        );
+        fault.kind = FaultKind::Halted;
+        assert!(fault.describe(|_| None).contains("RIP 0xfff0"));
     }
 
     #[test]

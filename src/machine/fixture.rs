@@ -18,6 +18,7 @@ pub fn config(change: impl FnOnce(&mut Request, &mut Software)) -> (MachineConfi
         boot: BootChoice::Auto,
         console: Console::Log { verbose: false },
         timeout: Some(Duration::from_secs(60)),
+        software_kvm: false,
     };
     let mut software = Software { command_line: "console=ttyS0".into(), ..Software::default() };
     change(&mut request, &mut software);

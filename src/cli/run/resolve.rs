@@ -84,6 +84,7 @@ pub(super) fn resolve(args: &RunArgs, backend: KvmBackend) -> Result<MachineConf
         boot: args.boot_choice(),
         console: args.console(),
         timeout: args.timeout,
+        software_kvm: backend == KvmBackend::Software,
     };
     MachineConfig::new(request, |kernel, linux| software(args, &paths, backend, kernel, linux))
 }

@@ -28,6 +28,8 @@ pub struct CpuidConfig {
     pub vcpus: u8,
     /// KVM_CAP_TSC_DEADLINE_TIMER; KVM_GET_SUPPORTED_CPUID does not tell.
     pub tsc_deadline_timer: bool,
+    /// Whether VMCALL works in the guest's kernel. On software KVM it does not return.
+    pub hypercalls: bool,
 }
 
 const fn bits<const N: usize>(numbers: [u32; N]) -> u32 {
@@ -80,6 +82,9 @@ const EXTENDED1_EDX_GIB_PAGES: u32 = bits([26]);
 /// Leaf 0x4000_0001 EAX, hidden: 15-bit destinations in MSIs (15), which our IOAPIC does not produce.
 const KVM_FEATURES_HIDDEN: u32 = bits([15]);
 
+/// Leaf 0x4000_0001 EAX: what Linux does by hypercalls: wake a processor (7), send IPIs (11), yield to another (13).
+const KVM_FEATURES_BY_HYPERCALL: u32 = bits([7, 11, 13]);
+
 /// The entries for all vCPUs; what differs between them is then set by [`set_apic_id`]. `supported` is the answer to
 /// KVM_GET_SUPPORTED_CPUID. KVM's own leaves (0x4000_0000 on: kvmclock and more) stay, so do 0x15 and 0x16, if given.
 pub fn guest_cpuid(supported: &[kvm_cpuid_entry2], config: &CpuidConfig) -> Vec<kvm_cpuid_entry2> {
@@ -112,7 +117,12 @@ fn mask(entry: &mut kvm_cpuid_entry2, config: &CpuidConfig) {
             entry.ecx &= !LEAF7_ECX_HIDDEN;
             entry.edx &= !LEAF7_EDX_HIDDEN;
         }
-        (0x4000_0001, _) => entry.eax &= !KVM_FEATURES_HIDDEN,
+        (0x4000_0001, _) => {
+            entry.eax &= !KVM_FEATURES_HIDDEN;
+            if !config.hypercalls {
+                entry.eax &= !KVM_FEATURES_BY_HYPERCALL;
+            }
+        }
         (0x8000_0001, _) => entry.ecx &= !EXTENDED1_ECX_HIDDEN,
         _ => {}
     }
@@ -154,7 +164,7 @@ mod tests {
 
     use super::*;
 
-    const CONFIG: CpuidConfig = CpuidConfig { vcpus: 4, tsc_deadline_timer: true };
+    const CONFIG: CpuidConfig = CpuidConfig { vcpus: 4, tsc_deadline_timer: true, hypercalls: true };
 
     fn entry(function: u32, regs: [u32; 4]) -> kvm_cpuid_entry2 {
         let [eax, ebx, ecx, edx] = regs;
@@ -185,6 +195,8 @@ mod tests {
         assert_eq!((leaf(6).eax, leaf(6).ebx, leaf(6).ecx, leaf(6).edx), (4, 0, 0, 0));
         assert_eq!((leaf(7).ebx, leaf(7).ecx, leaf(7).edx), (!0x0200_0004, !0x4000_0000, !0x0008_0000));
         assert_eq!((leaf(0x15).eax, leaf(0x4000_0001).eax), (!0, !0x8000));
+        let emulated = guest_cpuid(&supported, &CpuidConfig { hypercalls: false, ..CONFIG });
+        assert_eq!(find(&emulated, 0x4000_0001).unwrap().eax, !0xa880);
         assert_eq!(leaf(0x8000_0001).ecx & 0x0000_0004, 0);
         assert_eq!(map_page_size(&guest), MapPageSize::Gib1);
     }
@@ -193,7 +205,7 @@ mod tests {
     fn deadline_timer_follows_the_capability() {
         let bit = |supported: u32, tsc_deadline_timer| {
             let supported = [intel(), entry(1, [0, 0, supported, 0])];
-            let guest = guest_cpuid(&supported, &CpuidConfig { vcpus: 1, tsc_deadline_timer });
+            let guest = guest_cpuid(&supported, &CpuidConfig { tsc_deadline_timer, ..CONFIG });
             find(&guest, 1).unwrap().ecx >> 24 & 1
         };
         assert_eq!((bit(0, true), bit(1 << 24, false), bit(1 << 24, true)), (1, 0, 1));
@@ -217,7 +229,7 @@ mod tests {
         fn any_host_gives_entries_with_the_apic_id_and_little_growth(
             supported in proptest::collection::vec(any_entry(), 0..60), vcpus: u8, apic_id: u8,
         ) {
-            let mut guest = guest_cpuid(&supported, &CpuidConfig { vcpus, tsc_deadline_timer: true });
+            let mut guest = guest_cpuid(&supported, &CpuidConfig { vcpus, ..CONFIG });
             prop_assert!(guest.len() <= supported.len() + topology::ADDED);
             set_apic_id(&mut guest, apic_id);
             for leaf in guest.iter().filter(|e| e.function == 1) {

@@ -7,5 +7,6 @@ pub mod kvm_backend;
 pub mod memory;
 pub mod mountinfo;
 pub mod paths;
+pub mod random;
 pub mod runtimes;
 pub mod terminal;

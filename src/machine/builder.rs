@@ -25,6 +25,7 @@ use crate::arch::x86_64::kernel::{KernelError, LoadedKernel};
 use crate::arch::x86_64::layout::{IOAPIC_PINS, KVM_TSS_START};
 use crate::arch::x86_64::tables::write_tables;
 use crate::arch::x86_64::{msr, registers};
+use crate::host::random;
 use crate::host::terminal::TerminalError;
 use crate::hypervisor::{self, Hypervisor, MemoryRegion, Vcpu, Vm};
 use crate::milestone::Stamps;
@@ -199,6 +200,7 @@ fn describe_machine(
         map_page_size: cpuid::map_page_size(cpuid),
         vcpus: config.cpus,
         devices: boot_info::Devices { serial: &serial, virtio_mmio: &[], pvpanic: true },
+        rng_seed: if config.linux { random::bytes() } else { None },
         // A guest of a few instructions looks at neither; not writing them saves it some pages.
         acpi: config.linux,
     };

@@ -25,7 +25,7 @@ fn boot(test: &str, args: &[&str], input: &[u8]) -> Option<Run> {
 #[test]
 fn a_shell_on_a_pipe() {
     let Some(run) = boot("a_shell_on_a_pipe", &[], b"echo hi; poweroff\n") else { return };
-    run.assert(0, "hi\r\n");
+    run.assert(0, "hi\n");
     assert_eq!(run.stderr, "");
 }
 
@@ -35,7 +35,7 @@ fn end_of_input_ends_nothing() {
     let Some(run) = boot("end_of_input_ends_nothing", &[], b"sleep 1; echo later; poweroff\n") else {
         return;
     };
-    run.assert(0, "later\r\n");
+    run.assert(0, "later\n");
 }
 
 #[test]

@@ -33,8 +33,8 @@ pub fn run(config: &Config, reporter: Reporter, signals: &Signals) -> io::Result
     if config.console_is_tty {
         command.arg0("-sh").env("TERM", &config.term);
     } else {
-        // The shell takes itself for interactive, because it is on a terminal: it must not show it.
-        command.arg0("sh").env("TERM", "dumb").env("PS1", "").env("PS2", "");
+        // On a terminal a shell takes itself for interactive, unless told that it is not. Not all listen: no prompts.
+        command.arg0("sh").arg("+i").env("TERM", "dumb").env("PS1", "").env("PS2", "");
     }
     // SAFETY: the closure makes one system call; descriptor 0 is the console, the session is new and has no terminal.
     unsafe {

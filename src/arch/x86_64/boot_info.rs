@@ -66,6 +66,9 @@ impl Devices<'_> {
     }
 }
 
+/// Bytes of seed: what Linux' generator holds.
+pub const RNG_SEED_LEN: usize = 32;
+
 /// All that the tables tell.
 #[derive(Clone, Copy, Debug)]
 pub struct BootInfo<'a> {
@@ -81,6 +84,8 @@ pub struct BootInfo<'a> {
     /// Number of vCPUs; their APIC identifiers count from zero.
     pub vcpus: u8,
     pub devices: Devices<'a>,
+    /// What the guest's random numbers begin with, if it is Linux; else nothing is written.
+    pub rng_seed: Option<[u8; RNG_SEED_LEN]>,
     /// Whether to write ACPI tables. The MP table is always there, for kernels without ACPI.
     pub acpi: bool,
 }
@@ -97,6 +102,7 @@ pub(super) mod tests {
             command_line: c"console=ttyS0",
             setup_header: None,
             initramfs: None,
+            rng_seed: None,
             map_page_size: MapPageSize::Gib1,
             vcpus: 1,
             devices: Devices::default(),

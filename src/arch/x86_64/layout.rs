@@ -106,6 +106,10 @@ pub const S5_SLEEP_TYPE: u8 = 5;
 /// pvpanic, one port.
 pub const PVPANIC_PORT: u16 = 0x505;
 
+/// The seed of the guest's random numbers, `struct setup_data` of Linux; in the page that PVH uses, which has no such
+/// thing.
+pub const RNG_SEED: GuestAddress = GuestAddress(0x6000);
+
 /// What Tandem itself writes below 1 MiB before the guest runs; no kernel may be loaded over it.
 pub const BOOT_TABLES: [Range<u64>; 5] = [
     0..PAGE_SIZE,

@@ -6,7 +6,7 @@ use linux_loader::loader::bootparam::setup_header;
 use vm_memory::{Bytes, GuestMemoryError, GuestMemoryMmap};
 
 use super::boot_info::{BootInfo, TablesError};
-use super::layout::{COMMAND_LINE, COMMAND_LINE_MAX, MAX_VCPUS, ZERO_PAGE};
+use super::layout::{COMMAND_LINE, COMMAND_LINE_MAX, MAX_VCPUS, RNG_SEED, ZERO_PAGE};
 use super::protocol::BootProtocol;
 use super::{acpi, gdt, mptable, paging, pvh, zero_page};
 
@@ -41,6 +41,9 @@ pub fn write_tables(memory: &GuestMemoryMmap, info: &BootInfo) -> Result<(), Tab
         BootProtocol::Linux64 => {
             wrote("page tables", paging::write(memory, info.map_page_size))?;
             wrote("zero page", memory.write_obj(zero_page::zero_page(info), ZERO_PAGE))?;
+            if let Some(seed) = &info.rng_seed {
+                wrote("random seed", memory.write_slice(&zero_page::rng_seed(seed), RNG_SEED))?;
+            }
         }
         BootProtocol::Pvh => wrote("PVH start information", pvh::write(memory, info))?,
     }

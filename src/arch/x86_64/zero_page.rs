@@ -6,8 +6,8 @@
 
 use linux_loader::loader::bootparam::{boot_e820_entry, boot_params, setup_header};
 
-use super::boot_info::BootInfo;
-use super::layout::{COMMAND_LINE, RSDP};
+use super::boot_info::{BootInfo, RNG_SEED_LEN};
+use super::layout::{COMMAND_LINE, RNG_SEED, RSDP};
 
 /// "HdrS", the magic of the setup header.
 const HEADER_MAGIC: u32 = 0x5372_6448;
@@ -18,6 +18,8 @@ const VERSION: u16 = 0x020f;
 const LOADER_UNKNOWN: u8 = 0xff;
 /// The kernel was loaded at 1 MiB or above.
 const LOADED_HIGH: u8 = 1;
+/// Type of the setup data that seeds the random number generator; since Linux 6.0, unknown types are passed over.
+const SETUP_RNG_SEED: u32 = 9;
 /// Linux's CONFIG_PHYSICAL_ALIGN.
 const KERNEL_ALIGNMENT: u32 = 0x20_0000;
 
@@ -31,6 +33,9 @@ pub(super) fn zero_page(info: &BootInfo) -> boot_params {
         (params.hdr.ramdisk_image, params.ext_ramdisk_image) = halves(initramfs.start.0);
         (params.hdr.ramdisk_size, params.ext_ramdisk_size) = halves(initramfs.len);
     }
+    if info.rng_seed.is_some() {
+        params.hdr.setup_data = RNG_SEED.0;
+    }
     if info.acpi {
         params.acpi_rsdp_addr = RSDP.0;
     }
@@ -42,6 +47,13 @@ pub(super) fn zero_page(info: &BootInfo) -> boot_params {
     }
     (params.e820_table, params.e820_entries) = (table, entries);
     params
+}
+
+/// `struct setup_data` with the seed: next, type, length, data (arch/x86/include/uapi/asm/setup_data.h). Without it,
+/// and without RDRAND, the first program that asks for random numbers waits until the kernel has gathered some.
+pub(super) fn rng_seed(seed: &[u8; RNG_SEED_LEN]) -> Vec<u8> {
+    let (next, len) = (0u64, RNG_SEED_LEN as u32);
+    [&next.to_le_bytes()[..], &SETUP_RNG_SEED.to_le_bytes(), &len.to_le_bytes(), seed].concat()
 }
 
 fn elf_header() -> setup_header {
@@ -83,6 +95,16 @@ mod tests {
         assert_eq!(at(0x1e8, 1), 4);
         let last = 0x2d0 + 3 * 20;
         assert_eq!((at(last, 8), at(last + 8, 8), at(last + 16, 4)), (0x10_0000, 63 << 20, 1));
+    }
+
+    #[test]
+    fn the_seed_is_found_through_the_setup_data() {
+        let memory_map = MemoryMap::new(64 << 20).unwrap();
+        let page = zero_page(&BootInfo { rng_seed: Some([7; 32]), ..info(&memory_map) });
+        assert_eq!(page.as_slice()[0x250..0x258], RNG_SEED.0.to_le_bytes());
+        let data = rng_seed(&[7; 32]);
+        assert_eq!(data[..16], [0, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 32, 0, 0, 0]);
+        assert_eq!(data[16..], [7; 32]);
     }
 
     #[test]

@@ -277,3 +277,21 @@ fn check_halt(vcpus: &[VcpuThread], halt_check: &HaltCheck, cpu_times: &mut Vec<
         vcpus.iter().for_each(VcpuThread::interrupt);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_that_are_ignored_are_left_alone() {
+        let set = |action| {
+            // SAFETY: no handler is set, and nobody sends this process the signal.
+            unsafe { libc::signal(libc::SIGQUIT, action) };
+        };
+        set(libc::SIG_IGN);
+        let ignoring = signals();
+        set(libc::SIG_DFL);
+        assert!(!ignoring.contains(Signal::SIGQUIT) && ignoring.contains(Signal::SIGTERM));
+        assert!(signals().contains(Signal::SIGQUIT));
+    }
+}

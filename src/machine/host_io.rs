@@ -18,6 +18,8 @@ use crate::workload::channel::Kind;
 /// Bytes typed on a terminal that wait for the guest at most. It is read on meanwhile, for the escape key to work also
 /// while the guest boots or hangs.
 const TYPE_AHEAD: usize = 1 << 20;
+/// On the user's console, where anyone may print the end of a panic's report, it counts after this silence.
+const PANIC_SILENCE: Duration = Duration::from_secs(1);
 /// Bytes of one read of the standard input.
 const READ_LEN: usize = 4096;
 /// Output that follows other output sooner than this waits until then, to be written with what comes meanwhile: a
@@ -90,6 +92,8 @@ pub struct HostIo {
     await_workload: bool,
     stamps: Arc<Stamps>,
     log: LogTail,
+    /// The console showed the end of a panic's report.
+    panic_seen: bool,
     /// When output was last taken from the guest.
     output_at: Option<Instant>,
     /// Output may be there that is to wait.
@@ -123,6 +127,7 @@ impl HostIo {
             await_workload,
             stamps,
             log: LogTail::default(),
+            panic_seen: false,
             output_at: None,
             output_waits: false,
         }
@@ -133,7 +138,8 @@ impl HostIo {
     /// # Errors
     /// A standard stream cannot be used.
     pub fn pump(&mut self) -> Result<Option<StopReason>, StreamError> {
-        let stop = self.pump_output(false)?;
+        let panic = self.has_died().then_some(StopReason::GuestPanic("its console"));
+        let stop = panic.or(self.pump_output(false)?);
         Ok(self.pump_input()?.or(stop))
     }
 
@@ -198,17 +204,26 @@ impl HostIo {
     }
 
     fn console_output(&mut self, bytes: &[u8]) -> Result<Option<StopReason>, StreamError> {
+        let panic = self.log.push(bytes);
         match &self.role {
             ConsoleRole::Interactive(_) => {
+                self.panic_seen |= panic;
                 self.stamps.stamp(Milestone::FirstOutput);
                 self.stdout.push(bytes).map_err(StreamError::Output)?;
+                return Ok(None);
             }
             ConsoleRole::Log { verbose: true } => {
                 let _ = self.stderr.push(bytes);
             }
             ConsoleRole::Log { verbose: false } => {}
         }
-        Ok(self.log.push(bytes).then_some(StopReason::GuestPanic("its log")))
+        Ok(panic.then_some(StopReason::GuestPanic("its log")))
+    }
+
+    /// Whether a panic's report was the console's last word.
+    fn has_died(&mut self) -> bool {
+        let silent = self.output_at.is_some_and(|at| at.elapsed() > PANIC_SILENCE);
+        silent && std::mem::take(&mut self.panic_seen) && self.log.ends_with_panic()
     }
 
     fn channel_output(&mut self, bytes: &[u8]) -> Result<Option<StopReason>, StreamError> {

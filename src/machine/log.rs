@@ -47,6 +47,12 @@ impl LogTail {
         recent.windows(PANIC.len()).any(|window| window == PANIC)
     }
 
+    /// Whether the end of a panic's report is the last line.
+    pub fn ends_with_panic(&self) -> bool {
+        let last = self.last_lines(1);
+        last.iter().any(|line| line.as_bytes().windows(PANIC_END.len()).any(|window| window == PANIC_END))
+    }
+
     /// The last `lines` lines, without carriage returns or other control characters.
     pub fn last_lines(&self, lines: usize) -> Vec<String> {
         let bytes: Vec<u8> = self.bytes.iter().copied().collect();
@@ -72,7 +78,9 @@ mod tests {
             let mut tail = LogTail::default();
             let ended = LOG.chunks(cut).map(|piece| tail.push(piece)).filter(|ended| *ended).count();
             assert_eq!(ended, 1, "cut at {cut}");
-            assert!(tail.has_panic());
+            assert!(tail.has_panic() && tail.ends_with_panic());
+            tail.push(b"~ # ");
+            assert!(!tail.ends_with_panic());
         }
     }
 

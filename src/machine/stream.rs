@@ -51,17 +51,6 @@ fn is_ready(fd: &impl AsFd, wanted: PollFlags) -> bool {
     matches!(poll(&mut fds, PollTimeout::ZERO), Ok(n) if n > 0)
 }
 
-/// State of an output stream after an attempt to write.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Written {
-    /// Everything is out.
-    All,
-    /// Some bytes wait for the reader.
-    Waiting,
-    /// The reader is gone; bytes are discarded.
-    Closed,
-}
-
 /// An output stream with the bytes that wait for its reader.
 #[derive(Debug)]
 pub struct OutputStream<F> {
@@ -86,7 +75,7 @@ impl<F: AsFd> OutputStream<F> {
     ///
     /// # Errors
     /// The descriptor cannot be written, for another reason than a reader that has gone.
-    pub fn push(&mut self, bytes: &[u8]) -> io::Result<Written> {
+    pub fn push(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.waiting.extend_from_slice(bytes);
         self.flush()
     }
@@ -95,16 +84,20 @@ impl<F: AsFd> OutputStream<F> {
     ///
     /// # Errors
     /// As for [`Self::push`].
-    pub fn flush(&mut self) -> io::Result<Written> {
+    pub fn flush(&mut self) -> io::Result<()> {
         while !self.closed && self.written < self.waiting.len() {
             if !is_ready(&self.fd, PollFlags::POLLOUT) {
-                return Ok(self.keep_waiting());
+                self.forget_written();
+                return Ok(());
             }
             let rest = self.waiting.get(self.written..).unwrap_or_default();
             match nix::unistd::write(&self.fd, rest.get(..MAX_WRITE).unwrap_or(rest)) {
                 Ok(n) => self.written += n,
                 Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) => return Ok(self.keep_waiting()),
+                Err(Errno::EAGAIN) => {
+                    self.forget_written();
+                    return Ok(());
+                }
                 Err(Errno::EPIPE) => self.closed = true,
                 Err(e) => {
                     self.closed = true;
@@ -114,19 +107,18 @@ impl<F: AsFd> OutputStream<F> {
         }
         self.waiting.clear();
         self.written = 0;
-        Ok(if self.closed { Written::Closed } else { Written::All })
+        Ok(())
     }
 
     /// Forgets what is written, lest a reader who never quite catches up make the buffer grow for ever.
-    fn keep_waiting(&mut self) -> Written {
+    fn forget_written(&mut self) {
         if self.written >= HIGH_WATER {
             self.waiting.drain(..self.written);
             self.written = 0;
         }
-        Written::Waiting
     }
 
-    /// Whether nobody reads any more.
+    /// Whether nobody reads any more: output is discarded.
     pub fn is_closed(&self) -> bool {
         self.closed
     }
@@ -182,7 +174,8 @@ mod tests {
         let (reader, writer) = nix::unistd::pipe().unwrap();
         let mut stream = OutputStream::new(writer);
         let sent: Vec<u8> = (0..200_000u32).map(|n| (n % 251) as u8).collect();
-        assert_eq!(stream.push(&sent).unwrap(), Written::Waiting);
+        stream.push(&sent).unwrap();
+        assert!(stream.waiting() > 0 && !stream.is_closed());
         assert!(!stream.has_room());
         let mut got = Vec::new();
         let mut reader = File::from(reader);
@@ -217,7 +210,8 @@ mod tests {
         let pty = nix::pty::openpty(None, None).unwrap();
         let mut stream = OutputStream::new(output(File::from(pty.slave)));
         let sent = vec![b'x'; 1 << 20];
-        assert_eq!(stream.push(&sent).unwrap(), Written::Waiting);
+        stream.push(&sent).unwrap();
+        assert!(stream.waiting() > 0 && !stream.is_closed());
         let (mut screen, mut got, mut chunk) = (File::from(pty.master), 0, [0; 4096]);
         while got < sent.len() {
             got += screen.read(&mut chunk).unwrap();
@@ -231,8 +225,9 @@ mod tests {
         let (reader, writer) = nix::unistd::pipe().unwrap();
         drop(reader);
         let mut stream = OutputStream::new(writer);
-        assert_eq!(stream.push(b"x").unwrap(), Written::Closed);
-        assert_eq!(stream.push(b"y").unwrap(), Written::Closed);
+        stream.push(b"x").unwrap();
+        stream.push(b"y").unwrap();
+        assert!(stream.is_closed() && stream.waiting() == 0);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use super::asm::Asm;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -56,7 +57,17 @@ impl Machine {
         let mut kernel = tempfile::NamedTempFile::new().expect("a temporary file");
         kernel.write_all(&guest.into_elf()).expect("writing the guest");
         let binary = std::env::var_os("TANDEM_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_tandem").into());
-        let child = Command::new(&binary)
+        let mut command = Command::new(&binary);
+        // SAFETY: signal is async-signal-safe. Signals that this process ignores, as under nohup, are to arrive.
+        unsafe {
+            command.pre_exec(|| {
+                for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT] {
+                    libc::signal(signal, libc::SIG_DFL);
+                }
+                Ok(())
+            });
+        }
+        let child = command
             .args(["run", "--boot", boot])
             .args(memory)
             .args(options)

@@ -254,3 +254,21 @@ fn what_is_typed_ahead_is_bounded() {
     }
     assert!(!kit.io.interests().stdin && kit.io.pending.len() <= TYPE_AHEAD + READ_LEN);
 }
+
+#[test]
+fn a_panic_on_the_console_counts_only_as_its_last_word() {
+    const REPORT: &[u8] = b"---[ end Kernel panic - not syncing ]---\r\n";
+    for (after, stop) in [(&b""[..], Some(StopReason::GuestPanic("its console"))), (b"~ # ", None)] {
+        let mut kit = kit(interactive(), false, false);
+        // A panic, or a user who looks at a file.
+        kit.console.send(REPORT);
+        assert_eq!(kit.pump(), None);
+        kit.console.send(after);
+        assert_eq!(kit.pump(), None);
+        std::thread::sleep(PANIC_SILENCE);
+        assert_eq!(kit.pump(), stop);
+    }
+    let mut kit = kit(LOG, false, false);
+    kit.console.send(REPORT);
+    assert_eq!(kit.pump(), Some(StopReason::GuestPanic("its log")));
+}

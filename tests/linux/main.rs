@@ -19,7 +19,8 @@ pub const LIMIT: Duration = Duration::from_secs(240);
 /// Runs `tandem run` with these arguments and input. `None` if it cannot be done here: the test is skipped.
 fn boot(test: &str, args: &[&str], input: &[u8]) -> Option<Run> {
     guest(test)?;
-    Some(run(tandem().arg("run").args(args), input, LIMIT))
+    // Little memory is initialised sooner.
+    Some(run(tandem().args(["run", "--memory", "64M"]).args(args), input, LIMIT))
 }
 
 #[test]

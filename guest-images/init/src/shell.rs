@@ -33,8 +33,9 @@ pub fn run(config: &Config, reporter: Reporter, signals: &Signals) -> io::Result
     if config.console_is_tty {
         command.arg0("-sh").env("TERM", &config.term);
     } else {
-        // On a terminal a shell takes itself for interactive, unless told that it is not. Not all listen: no prompts.
-        command.arg0("sh").arg("+i").env("TERM", "dumb").env("PS1", "").env("PS2", "");
+        // A shell whose standard input is a terminal takes itself for interactive; one that runs a script does not, and
+        // the terminal is as good a script as any: it gives a line at a time.
+        command.arg0("sh").arg(&path).env("TERM", "dumb");
     }
     // SAFETY: the closure makes one system call; descriptor 0 is the console, the session is new and has no terminal.
     unsafe {

@@ -203,11 +203,14 @@ extern "C" fn on_signal(signal: libc::c_int, info: *mut libc::siginfo_t, _contex
     restore();
     // SAFETY: with SA_SIGINFO the kernel passes a valid siginfo.
     let is_fault = unsafe { (*info).si_code } > 0;
-    let previous = CRASHES.iter().position(|s| *s == signal).and_then(|at| PREVIOUS.get()?.get(at));
-    match previous {
-        // The instruction faults again on return; std's handler then tells a stack overflow from other faults.
-        Some(previous) if is_fault => {
-            sigaction(signal, Some(previous));
+    match PREVIOUS.get().filter(|_| is_fault && CRASHES.contains(&signal)) {
+        // The instruction faults again on return; std's handler then tells a stack overflow from other faults, and
+        // aborts. For another of these handlers on top of it the alternative stack has no room where registers are
+        // large (AVX-512), and there is nothing left to restore.
+        Some(previous) => {
+            for (signal, previous) in CRASHES.iter().zip(previous) {
+                sigaction(*signal, Some(previous));
+            }
         }
         _ => {
             // SAFETY: all-zero bytes are the default action. The signal is blocked while this handler runs, so that

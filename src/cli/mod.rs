@@ -1,6 +1,7 @@
 //! The command line: one file per subcommand.
 
 mod doctor;
+mod log;
 mod run;
 mod units;
 
@@ -9,7 +10,6 @@ use std::fmt::Display;
 use std::io::{self, Write};
 
 use clap::{Parser, Subcommand};
-use tracing::level_filters::LevelFilter;
 
 use crate::host::errors::chain;
 use crate::machine::outcome::exit_code;
@@ -58,23 +58,11 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
             return if asked_for_help { 0 } else { exit_code::CONFIGURATION };
         }
     };
-    log_to_stderr();
+    log::to_stderr();
     match cli.command {
         Command::Run(args) => run::run(*args),
         Command::Doctor(args) => doctor::run(&args),
     }
-}
-
-/// Sends what the rooms below log to stderr: warnings and errors, or from the level that TANDEM_LOG names.
-fn log_to_stderr() {
-    let wanted = std::env::var("TANDEM_LOG").ok().and_then(|level| level.parse().ok());
-    tracing_subscriber::fmt()
-        .with_max_level(wanted.unwrap_or(LevelFilter::WARN))
-        .with_writer(io::stderr)
-        // It would panic over what cannot be written.
-        .log_internal_errors(false)
-        .without_time()
-        .init();
 }
 
 /// Prints an error with its causes in one line.

@@ -9,4 +9,5 @@ pub mod mountinfo;
 pub mod paths;
 pub mod random;
 pub mod runtimes;
+pub mod scheduling;
 pub mod terminal;

@@ -97,7 +97,7 @@ pub fn build<H: Hypervisor>(
 ) -> Result<Machine, BuildError> {
     let memory = allocate_memory(config)?;
     let lines = Lines::new();
-    let (first, vm) = spawn_first(hypervisor.clone(), memory.clone(), lines.clone())?;
+    let (first, vm) = spawn_first(hypervisor.clone(), memory.clone(), lines.clone(), config.cpus)?;
     let processor = CpuidConfig {
         vcpus: config.cpus,
         tsc_deadline_timer: hypervisor.has_tsc_deadline_timer(),
@@ -118,25 +118,35 @@ pub fn build<H: Hypervisor>(
     Ok(Machine { threads, setup: Arc::new(setup), context, events, devices })
 }
 
+/// A VM and the memory mapped into it, which it must not outlive: fields are dropped in this order. Kept by the threads
+/// of its vCPUs alone, so that the last of them takes the VM down, which is slow, beside what the main thread has to do.
+pub struct MappedVm<V> {
+    pub vm: V,
+    pub memory: GuestMemoryMmap,
+}
+
 /// Where to receive the VM.
-type Coming<V> = Receiver<Arc<V>>;
+type Coming<V> = Receiver<Arc<MappedVm<V>>>;
 
 /// The first vCPU's thread, which makes the VM, and where to receive that.
 fn spawn_first<H: Hypervisor>(
     hypervisor: Arc<H>,
     memory: GuestMemoryMmap,
     lines: Arc<Lines<H::Vm>>,
+    vcpus: u8,
 ) -> Result<(VcpuThread, Coming<H::Vm>), BuildError> {
     let (tell, vm) = sync_channel(1);
     let thread = VcpuThread::spawn(0, move || {
-        let vm = Arc::new(hypervisor.create_vm()?);
-        map_memory(&*vm, &memory)?;
-        vm.reserve_pages(KVM_TSS_START)?;
-        vm.create_split_irqchip(IOAPIC_PINS)?;
-        lines.connect(vm.clone());
-        // A machine of one vCPU has nobody who receives it.
-        let _ = tell.send(vm.clone());
-        Ok(vm.create_vcpu(0)?)
+        let mapped = Arc::new(MappedVm { vm: hypervisor.create_vm()?, memory });
+        map_memory(&mapped)?;
+        mapped.vm.reserve_pages(KVM_TSS_START)?;
+        mapped.vm.create_split_irqchip(IOAPIC_PINS)?;
+        lines.connect(&mapped);
+        if vcpus > 1 {
+            // Who no longer wants it has dropped the other end.
+            let _ = tell.send(mapped.clone());
+        }
+        Ok((mapped.vm.create_vcpu(0)?, mapped))
     })?;
     Ok((thread, vm))
 }
@@ -145,13 +155,13 @@ fn spawn_first<H: Hypervisor>(
 fn spawn_others<V: Vm>(first: VcpuThread, vm: &Coming<V>, vcpus: u8) -> Result<Vec<VcpuThread>, BuildError> {
     let mut threads = vec![first];
     if vcpus > 1 {
-        let Ok(vm) = vm.recv() else {
+        let Ok(mapped) = vm.recv() else {
             threads.iter().try_for_each(VcpuThread::created)?;
             return Err(BuildError::NoVm);
         };
         for id in 1..vcpus {
-            let vm = vm.clone();
-            threads.push(VcpuThread::spawn(id, move || Ok(vm.create_vcpu(id)?))?);
+            let mapped = mapped.clone();
+            threads.push(VcpuThread::spawn(id, move || Ok((mapped.vm.create_vcpu(id)?, mapped)))?);
         }
         // The first wakes the others, which must be there; it need not wait for itself.
         threads.iter().skip(1).try_for_each(VcpuThread::created)?;
@@ -169,7 +179,8 @@ fn allocate_memory(config: &MachineConfig) -> Result<GuestMemoryMmap, BuildError
         .map_err(|source| BuildError::Memory { bytes: config.memory.size(), source })
 }
 
-fn map_memory<V: Vm>(vm: &V, memory: &GuestMemoryMmap) -> Result<(), BuildError> {
+fn map_memory<V: Vm>(mapped: &MappedVm<V>) -> Result<(), BuildError> {
+    let MappedVm { vm, memory } = mapped;
     for (slot, region) in (0..).zip(memory.iter()) {
         let region = MemoryRegion {
             slot,
@@ -177,8 +188,8 @@ fn map_memory<V: Vm>(vm: &V, memory: &GuestMemoryMmap) -> Result<(), BuildError>
             len: region.len(),
             host_addr: memory.get_host_address(region.start_addr())? as u64,
         };
-        // SAFETY: the mapping lives in `memory`, which the machine's context keeps until all vCPU threads have been
-        // joined, and which the caller keeps until then; without them the VM touches nothing. Everyone accesses it through vm-memory's volatile accesses.
+        // SAFETY: the mapping lives in `memory`, which is dropped after the VM. Everyone accesses it through vm-memory's
+        // volatile accesses.
         unsafe { vm.set_memory_region(&region) }?;
     }
     Ok(())

@@ -10,7 +10,6 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use thiserror::Error;
 use vmm_sys_util::epoll::EventSet;
 
-use crate::host::memory::release_code_pages;
 use crate::host::terminal::RawMode;
 
 use super::host_io::{HostIo, Interests, StreamError};
@@ -153,7 +152,6 @@ impl EventLoop {
         self.deadline = timeout.and_then(|limit| start.checked_add(limit));
         let mut next_check = start + HALT_CHECK_PERIOD;
         let mut cpu_times: Vec<_> = vcpus.iter().map(VcpuThread::cpu_time).collect();
-        let mut settled = false;
         loop {
             if let Some(reason) = self.io.pump()? {
                 self.latch.request(reason);
@@ -168,10 +166,6 @@ impl EventLoop {
             if now >= next_check {
                 next_check = now + HALT_CHECK_PERIOD;
                 check_halt(vcpus, halt_check, &mut cpu_times);
-                // Not before: a run of a few milliseconds should not fault its code in again.
-                if !std::mem::replace(&mut settled, true) {
-                    release_code_pages();
-                }
             }
             self.register(self.io.interests())?;
             let deadline = self.deadline.map_or(next_check, |deadline| next_check.min(deadline));

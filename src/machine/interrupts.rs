@@ -5,18 +5,19 @@
 //! pays for route or irqfd.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use vmm_sys_util::errno;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use super::builder::MappedVm;
 use crate::devices::ioapic::MsiRouter;
 use crate::hypervisor::{InterruptLine, Msi, Vm};
 
 /// The lines of one machine.
 pub struct Lines<V> {
-    /// Set before any vCPU runs: the VM is made while the devices are.
-    vm: OnceLock<Arc<V>>,
+    /// Set before any vCPU runs: the VM is made while the devices are. It ends with its vCPUs, whoever still has a line.
+    vm: OnceLock<Weak<MappedVm<V>>>,
     state: Mutex<State>,
 }
 
@@ -38,8 +39,8 @@ impl<V: Vm> Lines<V> {
     }
 
     /// Tells which VM the lines belong to. The guest cannot program a pin before that.
-    pub fn connect(&self, vm: Arc<V>) {
-        self.vm.get_or_init(|| vm);
+    pub fn connect(&self, vm: &Arc<MappedVm<V>>) {
+        self.vm.get_or_init(|| Arc::downgrade(vm));
     }
 
     /// A line to the pin `gsi`.
@@ -60,7 +61,8 @@ impl<V: Vm> Lines<V> {
 
 impl<V: Vm> MsiRouter for Arc<Lines<V>> {
     fn set_route(&self, gsi: u32, msi: Option<Msi>) {
-        let Some(vm) = self.vm.get() else { return };
+        let Some(mapped) = self.vm.get().and_then(Weak::upgrade) else { return };
+        let vm = &mapped.vm;
         let mut state = self.lock();
         let State { lines, routes } = &mut *state;
         // A pin that no device drives needs no route; each change is slow.
@@ -86,12 +88,14 @@ impl<V: Vm> MsiRouter for Arc<Lines<V>> {
 mod tests {
     use super::*;
     use crate::hypervisor::fake::FakeHypervisor;
+    use vm_memory::GuestMemoryMmap;
 
     #[test]
     fn a_line_costs_nothing_until_the_guest_programs_its_pin() {
-        let vm = Arc::new(FakeHypervisor::default());
+        let mapped = Arc::new(MappedVm { vm: FakeHypervisor::default(), memory: GuestMemoryMmap::default() });
+        let vm = &mapped.vm;
         let lines = Lines::new();
-        lines.connect(vm.clone());
+        lines.connect(&mapped);
         let line = lines.line(4).unwrap();
         line.trigger();
         lines.set_route(7, Some(Msi::default()));

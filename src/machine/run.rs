@@ -6,11 +6,12 @@ use std::sync::Arc;
 use super::builder::{BuildError, Machine, build};
 use super::config::{Console, MachineConfig};
 use super::escape::EscapeKey;
-use super::event_loop::{EventLoop, block_signals};
+use super::event_loop::{EventLoop, EventLoopError, block_signals};
+use super::events::EventSink;
 use super::host_io::{ConsoleRole, HostIo, SerialEnd};
 use super::log::LogTail;
 use super::outcome::Outcome;
-use super::stop::StopReason;
+use super::stop::{StopLatch, StopReason};
 use super::stream::Streams;
 use super::vcpu::{self, VcpuThread};
 use crate::host::errors::chain;
@@ -60,7 +61,7 @@ impl Machine {
             EventLoop::new(latch.clone(), host_io(config, &devices, stamps), &[wake], terminal);
         // Also if there is no loop: a vCPU can be interrupted once it has been configured.
         let configured = threads.iter().try_for_each(VcpuThread::configured);
-        let mut failure = match (&mut event_loop, &configured) {
+        let failure = match (&mut event_loop, &configured) {
             (Ok(event_loop), Ok(())) => event_loop.run(&threads, &context.halt_check, config.timeout).err(),
             (Err(_), _) | (_, Err(_)) => None,
         };
@@ -69,25 +70,38 @@ impl Machine {
         stamps.stamp(Milestone::Stopped);
         devices.close();
         threads.iter().for_each(VcpuThread::interrupt);
-        threads.into_iter().for_each(VcpuThread::join);
-
-        configured?;
-        let mut event_loop = event_loop?;
-        let unread = event_loop.drain(latch.reason().is_some_and(StopReason::is_guests));
-        let unread = unread.unwrap_or_else(|error| {
-            failure.get_or_insert(error);
-            0
+        let finished = configured.and_then(|()| {
+            // From here on there is no more output, and the threads take the VM down.
+            threads.iter().for_each(VcpuThread::stopped);
+            Ok(finish(event_loop?, failure, &latch, &events))
         });
-        // Output that could not be written is worse than anything the guest may have said meanwhile.
-        let reason = match (failure, latch.reason()) {
-            (Some(error), _) => StopReason::Internal(chain(&error)),
-            (None, Some(reason)) => reason.clone(),
-            (None, None) => StopReason::Internal("no reason to stop".into()),
-        };
-        let log = event_loop.io().log();
-        let outcome = Outcome { reason: explain_by_log(reason, log), command: events.command() };
-        Ok(Finished { outcome, log: log.last_lines(LOG_LINES), unread })
+        drop((context, setup, devices, events));
+        threads.into_iter().for_each(VcpuThread::join);
+        finished
     }
+}
+
+/// Hands over what is left of the output, and says how the machine ended.
+fn finish(
+    mut event_loop: EventLoop,
+    mut failure: Option<EventLoopError>,
+    latch: &StopLatch,
+    events: &EventSink,
+) -> Finished {
+    let unread = event_loop.drain(latch.reason().is_some_and(StopReason::is_guests));
+    let unread = unread.unwrap_or_else(|error| {
+        failure.get_or_insert(error);
+        0
+    });
+    // Output that could not be written is worse than anything the guest may have said meanwhile.
+    let reason = match (failure, latch.reason()) {
+        (Some(error), _) => StopReason::Internal(chain(&error)),
+        (None, Some(reason)) => reason.clone(),
+        (None, None) => StopReason::Internal("no reason to stop".into()),
+    };
+    let log = event_loop.io().log();
+    let outcome = Outcome { reason: explain_by_log(reason, log), command: events.command() };
+    Finished { outcome, log: log.last_lines(LOG_LINES), unread }
 }
 
 /// A reset or halt right after a panic in the log is the panic's.

@@ -1,9 +1,9 @@
 //! vCPU threads: the run loop, how it is interrupted, and how a machine that has halted for good is noticed.
 
 use std::cell::OnceCell;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 use std::{io, time::Duration};
 
@@ -18,6 +18,8 @@ use super::stop::{StopLatch, StopReason};
 use crate::arch::x86_64::protocol::BootProtocol;
 use crate::arch::x86_64::{cpuid, msr, registers};
 use crate::devices::bus::{MmioBus, PortBus};
+use crate::host::memory::release_code_pages;
+use crate::host::scheduling::start_elsewhere;
 use crate::hypervisor::{Error, Exit, Interrupter, RunState, Vcpu};
 use crate::milestone::{Milestone, Stamps};
 
@@ -120,10 +122,18 @@ pub fn run<V: Vcpu>(id: u8, vcpu: &mut V, context: &VcpuContext) {
             }
             Ok(Exit::Interrupted) => {
                 interrupter.clear();
-                if context.latch.is_set() || !has_halted(vcpu) || !context.halt_check.halted(id) {
+                if context.latch.is_set() {
                     continue;
                 }
-                (FaultKind::Halted, Vec::new())
+                match rest(vcpu) {
+                    Rest::Final if context.halt_check.halted(id) => (FaultKind::Halted, Vec::new()),
+                    // The machine idles, and the main thread sleeps again.
+                    Rest::UntilInterrupt if id == 0 => {
+                        release_code_pages();
+                        continue;
+                    }
+                    Rest::Final | Rest::UntilInterrupt | Rest::None => continue,
+                }
             }
             Ok(exit) => kind_of(exit),
             Err(error) => (FaultKind::RunFailed(error.source.to_string()), Vec::new()),
@@ -155,12 +165,25 @@ fn kind_of(exit: Exit<'_>) -> (FaultKind, Vec<u8>) {
     (kind, Vec::new())
 }
 
-/// Whether nothing but another vCPU can wake this one.
-fn has_halted<V: Vcpu>(vcpu: &V) -> bool {
+/// Whether a vCPU rests.
+enum Rest {
+    /// It is at work, as far as is known.
+    None,
+    /// An interrupt wakes it.
+    UntilInterrupt,
+    /// Nothing but another vCPU can wake it.
+    Final,
+}
+
+fn rest<V: Vcpu>(vcpu: &V) -> Rest {
     match vcpu.run_state() {
-        Ok(RunState::Waiting) => true,
-        Ok(RunState::Halted) => vcpu.registers().is_ok_and(|(regs, _)| regs.rflags & RFLAGS_IF == 0),
-        Ok(RunState::Running) | Err(_) => false,
+        Ok(RunState::Waiting) => Rest::Final,
+        Ok(RunState::Halted) => match vcpu.registers() {
+            Ok((regs, _)) if regs.rflags & RFLAGS_IF == 0 => Rest::Final,
+            Ok(_) => Rest::UntilInterrupt,
+            Err(_) => Rest::None,
+        },
+        Ok(RunState::Running) | Err(_) => Rest::None,
     }
 }
 
@@ -168,9 +191,9 @@ fn has_halted<V: Vcpu>(vcpu: &V) -> bool {
 pub struct VcpuThread {
     handle: JoinHandle<()>,
     start: SyncSender<Start>,
-    confirmations: Receiver<Result<Arc<dyn Interrupter>, BuildError>>,
-    /// Known once the vCPU's creation has been confirmed.
-    interrupter: OnceCell<Arc<dyn Interrupter>>,
+    confirmations: Receiver<Result<Weak<dyn Interrupter>, BuildError>>,
+    /// Known once the vCPU's creation has been confirmed. Weak, because it keeps the vCPU and with it the VM.
+    interrupter: OnceCell<Weak<dyn Interrupter>>,
 }
 
 /// Stops the machine if its thread unwinds, so that a defect of ours ends the run instead of hanging it.
@@ -201,37 +224,40 @@ pub type Start = (Arc<Setup>, Arc<VcpuContext>);
 
 impl VcpuThread {
     /// Creates the thread for vCPU `id`, which begins with creating the vCPU itself: so KVM's part of the set-up goes
-    /// on beside ours, and none of it waits for one thread to wake another. Dropped before it is started, the thread
-    /// ends by itself.
+    /// on beside ours, and none of it waits for one thread to wake another. What `create` returns beside the vCPU the
+    /// thread keeps as long as that. Dropped before it is started, the thread ends by itself.
     ///
     /// # Errors
     /// The thread cannot be created.
-    pub fn spawn<V: Vcpu>(
+    pub fn spawn<V: Vcpu, K>(
         id: u8,
-        create: impl FnOnce() -> Result<V, BuildError> + Send + 'static,
+        create: impl FnOnce() -> Result<(V, K), BuildError> + Send + 'static,
     ) -> Result<Self, BuildError> {
         let (start, started) = sync_channel::<Start>(1);
-        // Room for both confirmations: the thread never waits for their reader.
-        let (tell, confirmations) = sync_channel(2);
+        // Room for all confirmations: the thread never waits for their reader.
+        let (tell, confirmations) = sync_channel(3);
         // Who no longer wants to know has dropped the other end.
         let confirm = move |result| drop(tell.send(result));
         let body = move || {
-            let mut vcpu = match create() {
-                Ok(vcpu) => vcpu,
+            let (mut vcpu, _vm) = match create() {
+                Ok(created) => created,
                 Err(error) => return confirm(Err(error)),
             };
-            confirm(Ok(vcpu.interrupter()));
+            let interrupter = Arc::downgrade(&vcpu.interrupter());
+            confirm(Ok(interrupter.clone()));
             let Ok((setup, context)) = started.recv() else { return };
             let _guard = PanicGuard(&context.latch);
             if let Err(error) = setup.configure(id, &vcpu) {
                 return confirm(Err(error.into()));
             }
-            confirm(Ok(vcpu.interrupter()));
+            confirm(Ok(interrupter.clone()));
             context.stamps.stamp(Milestone::KernelEntered);
             run(id, &mut vcpu, &context);
+            confirm(Ok(interrupter.clone()));
         };
         let handle =
             thread::Builder::new().name(format!("vcpu{id}")).spawn(body).map_err(BuildError::Thread)?;
+        start_elsewhere(&handle);
         Ok(Self { handle, start, confirmations, interrupter: OnceCell::new() })
     }
 
@@ -256,7 +282,13 @@ impl VcpuThread {
         self.confirmation().map(drop)
     }
 
-    fn confirmation(&self) -> Result<Arc<dyn Interrupter>, BuildError> {
+    /// Waits until the vCPU, which must have been configured and asked to stop, runs no more guest code.
+    pub fn stopped(&self) {
+        // A panic has been reported through the latch.
+        let _ = self.confirmation();
+    }
+
+    fn confirmation(&self) -> Result<Weak<dyn Interrupter>, BuildError> {
         self.confirmations.recv().map_err(|_| BuildError::Thread(io::Error::other("it panicked")))?
     }
 
@@ -268,7 +300,7 @@ impl VcpuThread {
 
     /// Makes the vCPU look at what is wanted: to stop, or to tell whether it has halted.
     pub fn interrupt(&self) {
-        if let Some(interrupter) = self.interrupter.get() {
+        if let Some(interrupter) = self.interrupter.get().and_then(Weak::upgrade) {
             interrupter.request();
         }
         // The thread may have ended already; then nothing is wanted of it.

@@ -47,7 +47,7 @@ fn start(scripts: Vec<Vec<Step>>, context: &Arc<VcpuContext>) -> Vec<VcpuThread>
             entry: GuestAddress(0),
             protocol: BootProtocol::Linux64,
         };
-        let thread = VcpuThread::spawn(id, || Ok(FakeVcpu::new(script))).unwrap();
+        let thread = VcpuThread::spawn(id, || Ok((FakeVcpu::new(script), ()))).unwrap();
         thread.start((Arc::new(setup), context.clone()));
         thread.configured().unwrap();
         thread
@@ -166,7 +166,7 @@ fn a_panic_of_a_device_ends_the_run() {
 
 #[test]
 fn a_thread_that_is_never_started_ends() {
-    let thread = VcpuThread::spawn(0, || Ok(FakeVcpu::default())).unwrap();
+    let thread = VcpuThread::spawn(0, || Ok((FakeVcpu::default(), ()))).unwrap();
     thread.created().unwrap();
     thread.created().unwrap();
     thread.join();
@@ -174,14 +174,14 @@ fn a_thread_that_is_never_started_ends() {
 
 #[test]
 fn a_vcpu_that_cannot_be_created_is_told_of() {
-    let thread = VcpuThread::spawn::<FakeVcpu>(0, || Err(BuildError::NoVm)).unwrap();
+    let thread = VcpuThread::spawn::<FakeVcpu, ()>(0, || Err(BuildError::NoVm)).unwrap();
     assert!(matches!(thread.created(), Err(BuildError::NoVm)));
     thread.join();
 }
 
 #[test]
 fn a_panic_at_its_creation_is_no_silence() {
-    let thread = VcpuThread::spawn::<FakeVcpu>(0, || panic!("expected")).unwrap();
+    let thread = VcpuThread::spawn::<FakeVcpu, ()>(0, || panic!("expected")).unwrap();
     assert!(matches!(thread.configured(), Err(BuildError::Thread(_))));
     thread.join();
 }

@@ -40,6 +40,12 @@ impl Paths {
         Self::from_lookup(|name| std::env::var_os(name))
     }
 
+    /// Only the cache directory is given.
+    #[cfg(test)]
+    pub(crate) fn in_cache(dir: &Path) -> Self {
+        Self { tandem_cache: Some(dir.into()), ..Self::default() }
+    }
+
     fn from_lookup(lookup: impl Fn(&str) -> Option<OsString>) -> Self {
         let get = |name| lookup(name).filter(|value| !value.is_empty());
         Self {

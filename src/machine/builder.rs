@@ -13,8 +13,8 @@ use vm_memory::{
 use vmm_sys_util::errno;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::config::MachineConfig;
-use super::devices::{self, Devices, DevicesError};
+use super::config::{Guest, MachineConfig};
+use super::devices::{self, Devices, DevicesError, Interrupts};
 use super::event_loop::EventLoopError;
 use super::events::EventSink;
 use super::interrupts::Lines;
@@ -29,6 +29,7 @@ use crate::host::random;
 use crate::host::terminal::TerminalError;
 use crate::hypervisor::{self, Hypervisor, MemoryRegion, Vm};
 use crate::milestone::Stamps;
+use crate::ring3::{self, Board, Ring3Vcpu};
 use crate::workload::initramfs::InitramfsError;
 
 /// A machine cannot be set up.
@@ -96,11 +97,13 @@ pub fn build<H: Hypervisor>(
     stamps: Arc<Stamps>,
 ) -> Result<Machine, BuildError> {
     let memory = allocate_memory(config)?;
+    let ring3 = config.guest == Guest::Ring3;
     let lines = Lines::new();
-    let (first, vm) = spawn_first(hypervisor.clone(), memory.clone(), lines.clone())?;
+    let board = ring3.then(|| Board::new(memory.clone()));
+    let (first, vm) = spawn_first(hypervisor.clone(), memory.clone(), lines.clone(), board.clone())?;
     let processor = CpuidConfig {
         vcpus: config.cpus,
-        tsc_deadline_timer: hypervisor.has_tsc_deadline_timer(),
+        tsc_deadline_timer: !ring3 && hypervisor.has_tsc_deadline_timer(),
         hypercalls: !config.software_kvm,
     };
     let cpuid = cpuid::guest_cpuid(&hypervisor.supported_cpuid()?, &processor);
@@ -110,7 +113,11 @@ pub fn build<H: Hypervisor>(
     let latch = Arc::new(StopLatch::new().map_err(BuildError::EventFd)?);
     let wake = EventFd::new(EFD_NONBLOCK).map_err(|error| BuildError::EventFd(error.into()))?;
     let events = Arc::new(EventSink::new(latch.clone(), stamps.clone(), wake));
-    let (devices, ports, mmio) = devices::make(config, &lines, events.clone())?;
+    let interrupts = match &board {
+        Some(board) => Interrupts::Ring3(board),
+        None => Interrupts::Apics(&*lines, Box::new(lines.clone())),
+    };
+    let (devices, ports, mmio) = devices::make(config, interrupts, events.clone())?;
     let setup = Setup { cpuid, linux: config.linux, entry: kernel.entry, protocol: config.protocol };
     let halt_check = HaltCheck::new(config.cpus);
     let context = Arc::new(VcpuContext { ports, mmio, memory, latch, stamps, halt_check });
@@ -121,23 +128,34 @@ pub fn build<H: Hypervisor>(
 /// Where to receive the VM.
 type Coming<V> = Receiver<Arc<V>>;
 
-/// The first vCPU's thread, which makes the VM, and where to receive that.
+/// The first vCPU's thread, which makes the VM, and where to receive that. With a board it is a ring3 vCPU, without
+/// local APIC.
 fn spawn_first<H: Hypervisor>(
     hypervisor: Arc<H>,
     memory: GuestMemoryMmap,
     lines: Arc<Lines<H::Vm>>,
+    board: Option<Arc<Board>>,
 ) -> Result<(VcpuThread, Coming<H::Vm>), BuildError> {
     let (tell, vm) = sync_channel(1);
-    let thread = VcpuThread::spawn(0, move || {
+    let make_vm = move || {
         let vm = Arc::new(hypervisor.create_vm()?);
         map_memory(&*vm, &memory)?;
         vm.reserve_pages(KVM_TSS_START)?;
-        vm.create_split_irqchip(IOAPIC_PINS)?;
-        lines.connect(vm.clone());
-        // A machine of one vCPU has nobody who receives it.
-        let _ = tell.send(vm.clone());
-        Ok(vm.create_vcpu(0)?)
-    })?;
+        Ok::<_, BuildError>(vm)
+    };
+    let thread = match board {
+        Some(board) => VcpuThread::spawn(0, move || {
+            Ok(Ring3Vcpu::new(make_vm()?.create_vcpu(0)?, ring3::State::default(), board))
+        })?,
+        None => VcpuThread::spawn(0, move || {
+            let vm = make_vm()?;
+            vm.create_split_irqchip(IOAPIC_PINS)?;
+            lines.connect(vm.clone());
+            // A machine of one vCPU has nobody who receives it.
+            let _ = tell.send(vm.clone());
+            Ok(vm.create_vcpu(0)?)
+        })?,
+    };
     Ok((thread, vm))
 }
 
@@ -228,8 +246,10 @@ fn describe_machine(
         vcpus: config.cpus,
         devices: boot_info::Devices { serial: &serial, virtio_mmio: &[], pvpanic: true },
         rng_seed: if config.linux { random::bytes() } else { None },
-        // A guest of a few instructions looks at neither; not writing them saves it some pages.
-        acpi: config.linux,
+        // A guest of a few instructions looks at neither; not writing them saves it some pages. A ring3 kernel has no use
+        // for what they describe.
+        acpi: config.linux && config.guest == Guest::Standard,
+        mp_table: config.guest == Guest::Standard,
     };
     write_tables(memory, &info)
 }

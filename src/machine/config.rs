@@ -26,6 +26,9 @@ pub enum ConfigError {
     /// The number of vCPUs.
     #[error("--cpus {0}: a machine has 1 to {MAX_VCPUS} vCPUs")]
     Cpus(u32),
+    /// More than one vCPU.
+    #[error("--cpus {0}: a ring3 guest has one vCPU; use --cpus 1 or --guest standard")]
+    Ring3Cpus(u32),
     /// The command line's length.
     #[error(transparent)]
     CommandLine(#[from] TablesError),
@@ -50,6 +53,26 @@ pub enum Console {
     Log { verbose: bool },
 }
 
+/// What kind of guest it is, which decides on the interrupt controller.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Guest {
+    /// A kernel for a PC: local APICs, IOAPIC, tables.
+    #[default]
+    Standard,
+    /// A kernel that runs its own code at CPL 3 and has Tandem as its hypervisor ([`crate::ring3`]).
+    Ring3,
+}
+
+impl Guest {
+    /// Its name, which is also that of the flavour that `scripts/build-guest` builds.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Standard => "standard",
+            Self::Ring3 => "ring3",
+        }
+    }
+}
+
 /// What the user asks for; nothing is checked yet.
 #[derive(Debug)]
 pub struct Request {
@@ -63,6 +86,8 @@ pub struct Request {
     pub unpacker: Unpacker,
     /// How the kernel is entered.
     pub boot: BootChoice,
+    /// What kind of guest it is.
+    pub guest: Guest,
     /// What the first serial port is.
     pub console: Console,
     /// Time limit.
@@ -89,6 +114,7 @@ pub struct Software {
 /// A configuration that has been checked.
 #[derive(Debug)]
 pub struct MachineConfig {
+    pub guest: Guest,
     pub memory: MemoryMap,
     pub cpus: u8,
     pub kernel: KernelFile,
@@ -136,6 +162,9 @@ impl Hardware {
         let memory = MemoryMap::new(request.memory)?;
         let cpus = u8::try_from(request.cpus).ok().filter(|cpus| (1..=MAX_VCPUS).contains(cpus));
         let cpus = cpus.ok_or(ConfigError::Cpus(request.cpus))?;
+        if request.guest == Guest::Ring3 && cpus > 1 {
+            return Err(ConfigError::Ring3Cpus(request.cpus));
+        }
         let kernel = KernelFile::open(&request.kernel, request.unpacker)?;
         let protocol = kernel.protocol(request.boot)?;
         let reserved = BOOT_TABLES.map(|range| Reserved { range, what: "Tandem's boot tables" });
@@ -156,6 +185,7 @@ impl Hardware {
         };
         let initramfs = software.initramfs.map(place).transpose()?;
         Ok(MachineConfig {
+            guest: request.guest,
             memory,
             cpus,
             kernel,

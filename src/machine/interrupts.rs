@@ -11,7 +11,7 @@ use vmm_sys_util::errno;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::devices::ioapic::MsiRouter;
-use crate::hypervisor::{InterruptLine, Msi, Vm};
+use crate::hypervisor::{InterruptLine, InterruptLines, Msi, Vm};
 
 /// The lines of one machine.
 pub struct Lines<V> {
@@ -42,19 +42,17 @@ impl<V: Vm> Lines<V> {
         self.vm.get_or_init(|| vm);
     }
 
-    /// A line to the pin `gsi`.
-    ///
-    /// # Errors
-    /// There are no descriptors left.
-    pub fn line(&self, gsi: u32) -> Result<Box<dyn InterruptLine>, errno::Error> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<V: Vm> InterruptLines for Lines<V> {
+    fn line(&self, gsi: u32) -> Result<Box<dyn InterruptLine>, errno::Error> {
         let event = EventFd::new(EFD_NONBLOCK).map_err(errno::Error::from)?;
         let end = event.try_clone().map_err(errno::Error::from)?;
         self.lock().lines.insert(gsi, Line { event, bound: false });
         Ok(Box::new(end))
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

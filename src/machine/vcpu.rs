@@ -10,7 +10,7 @@ use std::{io, time::Duration};
 use kvm_bindings::kvm_cpuid_entry2;
 use std::os::unix::thread::JoinHandleExt;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
-use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+use vmm_sys_util::signal::Killable;
 
 use super::builder::BuildError;
 use super::fault::{Fault, FaultKind};
@@ -18,7 +18,7 @@ use super::stop::{StopLatch, StopReason};
 use crate::arch::x86_64::protocol::BootProtocol;
 use crate::arch::x86_64::{cpuid, msr, registers};
 use crate::devices::bus::{MmioBus, PortBus};
-use crate::hypervisor::{Error, Exit, Interrupter, RunState, Vcpu};
+use crate::hypervisor::{Error, Exit, Interrupter, RunState, Vcpu, signal};
 use crate::milestone::{Milestone, Stamps};
 
 const INTERNAL_ERROR_EMULATION: u32 = kvm_bindings::KVM_INTERNAL_ERROR_EMULATION;
@@ -146,7 +146,7 @@ fn kind_of(exit: Exit<'_>) -> (FaultKind, Vec<u8>) {
         Exit::InternalError { suberror, .. } => FaultKind::InternalError(suberror),
         Exit::FailEntry { reason, .. } => FaultKind::EntryRefused(reason),
         Exit::SystemEvent { kind } => FaultKind::SystemEvent(kind),
-        Exit::Halt => FaultKind::UnexpectedExit("KVM_EXIT_HLT".into()),
+        Exit::Halt => FaultKind::Halted,
         Exit::Other { reason } => FaultKind::UnexpectedExit(reason),
         Exit::Port { .. } | Exit::MmioRead { .. } | Exit::MmioWrite { .. } | Exit::Interrupted => {
             FaultKind::UnexpectedExit(format!("{exit:?}"))
@@ -182,18 +182,6 @@ impl Drop for PanicGuard<'_> {
             self.0.request(StopReason::Internal("a vCPU thread panicked".into()));
         }
     }
-}
-
-extern "C" fn ignore_signal(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
-
-/// Installs the handler of the signal that interrupts KVM_RUN. The handler does nothing: that the signal arrives is
-/// enough.
-///
-/// # Errors
-/// The signal cannot be handled.
-pub fn prepare_interrupts() -> Result<(), Error> {
-    register_signal_handler(SIGRTMIN(), ignore_signal)
-        .map_err(|source| Error { call: "sigaction for the vCPU signal".into(), source })
 }
 
 /// Sent to a vCPU's thread: what it needs to configure its vCPU and run it.
@@ -272,7 +260,7 @@ impl VcpuThread {
             interrupter.request();
         }
         // The thread may have ended already; then nothing is wanted of it.
-        let _ = self.handle.kill(SIGRTMIN());
+        let _ = self.handle.kill(signal::number());
     }
 
     /// Processor time the thread has used, guest and host side, if the kernel tells.

@@ -39,7 +39,7 @@ fn machine(vcpus: u8) -> (Arc<VcpuContext>, Arc<Device>) {
 }
 
 fn start(scripts: Vec<Vec<Step>>, context: &Arc<VcpuContext>) -> Vec<VcpuThread> {
-    prepare_interrupts().unwrap();
+    signal::install().unwrap();
     let start = |(id, script)| {
         let setup = Setup {
             cpuid: Vec::new(),
@@ -99,7 +99,7 @@ fn what_a_vcpu_cannot_go_on_from_is_a_fault() {
         (Step::InternalError(3, Vec::new()), FaultKind::InternalError(3)),
         (Step::FailEntry(0x8000_0021), FaultKind::EntryRefused(0x8000_0021)),
         (Step::SystemEvent(3), FaultKind::SystemEvent(3)),
-        (Step::Halt, FaultKind::UnexpectedExit("KVM_EXIT_HLT".into())),
+        (Step::Halt, FaultKind::Halted),
         (Step::Error(libc::EFAULT), FaultKind::RunFailed("Bad address (os error 14)".into())),
     ];
     for (step, kind) in cases {

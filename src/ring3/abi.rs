@@ -43,7 +43,7 @@ pub mod field {
     pub const PENDING: u64 = 32;
     /// Lines that may interrupt.
     pub const ENABLED: u64 = 40;
-    /// Time-stamp counter at which the clock event is due, or [`super::NEVER`].
+    /// Time-stamp counter at which the clock event is due, or [`super::NEVER`], which it is set to at the hello.
     pub const DEADLINE: u64 = 48;
     /// Time-stamp counter at which Tandem looks at the deadline by itself, or [`super::NEVER`].
     pub const ARMED: u64 = 56;

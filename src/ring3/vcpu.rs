@@ -224,6 +224,7 @@ impl<V: SyncedVcpu> Ring3Vcpu<V> {
         shared.set(field::TSC_KHZ, tsc.khz());
         shared.set(field::FEATURES, board.features());
         shared.set(field::WANTED, 0);
+        shared.set(field::DEADLINE, abi::NEVER);
         self.clock()?.look(&shared);
         Ok(Next::Enter)
     }

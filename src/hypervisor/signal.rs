@@ -24,6 +24,19 @@ pub fn number() -> libc::c_int {
     SIGRTMIN()
 }
 
+/// The calling thread's id, for signals. By the system call: std refers to `gettid` weakly, and a static program that is
+/// optimised as a whole may then be without it.
+pub fn thread_id() -> libc::pid_t {
+    // SAFETY: the call has no preconditions. An id fits.
+    unsafe { libc::syscall(libc::SYS_gettid) as libc::pid_t }
+}
+
+/// Sends the signal to a thread of this process. It may have ended: then nobody gets it.
+pub fn send(thread: libc::pid_t) {
+    // SAFETY: the call touches no memory.
+    unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, number()) };
+}
+
 /// Installs the handler.
 ///
 /// # Errors

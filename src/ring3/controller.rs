@@ -31,8 +31,7 @@ impl Controller {
     pub fn attach(&self, interrupter: Arc<dyn Interrupter>) {
         self.vcpu.get_or_init(|| Target {
             thread: thread::current().id(),
-            // SAFETY: gettid has no preconditions.
-            tid: unsafe { libc::gettid() },
+            tid: signal::thread_id(),
             interrupter,
         });
     }
@@ -49,8 +48,7 @@ impl Controller {
             return;
         }
         target.interrupter.request();
-        // SAFETY: the call touches no memory. The thread may have ended: then nobody is told.
-        unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), target.tid, signal::number()) };
+        signal::send(target.tid);
     }
 
     /// The lines raised since the last call.

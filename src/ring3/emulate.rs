@@ -326,3 +326,6 @@ fn general_register(regs: &mut kvm_regs, number: u8) -> Option<&mut u64> {
         _ => return None,
     })
 }
+
+#[cfg(test)]
+mod tests;

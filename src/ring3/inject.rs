@@ -177,3 +177,6 @@ fn through_gate(
         ss: USER_DATA.into(),
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -17,6 +17,8 @@ mod board;
 mod clock;
 mod controller;
 mod emulate;
+#[cfg(test)]
+mod fixture;
 mod inject;
 mod monitor;
 mod requests;

@@ -303,3 +303,6 @@ impl<V: SyncedVcpu> Processor<'_, V> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

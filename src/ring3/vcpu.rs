@@ -389,3 +389,6 @@ impl<V> Drop for Ring3Vcpu<V> {
         tracing::debug!(?exceptions, ?requests, interrupts, kicks, sleeps, passed, refused, "ring3 vCPU");
     }
 }
+
+#[cfg(test)]
+mod tests;

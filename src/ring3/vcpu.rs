@@ -8,6 +8,7 @@ use kvm_bindings::{kvm_cpuid_entry2, kvm_msr_entry, kvm_regs, kvm_sregs};
 use super::abi::{self, field};
 use super::board::Board;
 use super::clock::{Clock, Tsc};
+use super::controller::Controller;
 use super::monitor::{self, Dead, Handled, Obstacle};
 use super::shared::SharedPage;
 use super::space::Space;
@@ -69,13 +70,13 @@ enum Next {
 /// Rings the bell of a sleeping vCPU besides.
 struct Waker {
     inner: Arc<dyn Interrupter>,
-    board: Arc<Board>,
+    controller: Arc<Controller>,
 }
 
 impl Interrupter for Waker {
     fn request(&self) {
         self.inner.request();
-        self.board.controller().wake();
+        self.controller.wake();
     }
     fn clear(&self) {
         self.inner.clear();
@@ -89,7 +90,8 @@ impl<V: SyncedVcpu> Ring3Vcpu<V> {
     /// A vCPU as `state` left it.
     pub fn new(mut vcpu: V, state: State, board: Arc<Board>) -> Self {
         vcpu.sync_registers();
-        let interrupter = Arc::new(Waker { inner: vcpu.interrupter(), board: board.clone() });
+        let interrupter =
+            Arc::new(Waker { inner: vcpu.interrupter(), controller: board.controller().clone() });
         Self {
             vcpu,
             board,
@@ -113,7 +115,8 @@ impl<V: SyncedVcpu> Ring3Vcpu<V> {
     /// Called first by the thread that runs the vCPU.
     fn clock(&mut self) -> Result<&mut Clock> {
         if self.clock.is_none() {
-            self.board.controller().attach(self.interrupter.clone());
+            // Not the waker, which has the controller: neither would ever go.
+            self.board.controller().attach(self.vcpu.interrupter());
         }
         Ok(match &mut self.clock {
             Some(clock) => clock,

@@ -144,6 +144,16 @@ fn a_dead_guest_tells_its_place_not_the_stubs() {
     assert_eq!((regs.rip, regs.rsp, sregs.ss.dpl), (frame.rip, frame.rsp, 3));
 }
 
+#[test]
+fn nothing_outlives_the_vcpu() {
+    let machine = Machine::new();
+    let mut vcpu = start(&machine, vec![Step::Shutdown]);
+    let board = Arc::downgrade(&vcpu.board);
+    vcpu.run().unwrap();
+    drop(vcpu);
+    assert!(board.upgrade().is_none());
+}
+
 /// Addresses near what means something, and any others.
 fn address() -> impl Strategy<Value = u64> {
     let near = prop::sample::select(vec![

@@ -1,6 +1,6 @@
 //! Tandem: a lightweight virtual machine monitor on KVM.
 //!
-//! The rooms, from the top down; each may use those below it: `cli`, `machine`, `devices`, `arch`, `hypervisor`,
+//! The rooms, from the top down; each may use those below it: `cli`, `machine`, `ring3`, `devices`, `arch`, `hypervisor`,
 //! `workload`, `milestone`, `host`. See `docs/architecture.md`.
 
 pub mod arch;
@@ -10,4 +10,5 @@ pub mod host;
 pub mod hypervisor;
 pub mod machine;
 pub mod milestone;
+pub mod ring3;
 pub mod workload;

@@ -1,6 +1,7 @@
 //! The command line: one file per subcommand.
 
 mod doctor;
+mod image;
 mod log;
 mod run;
 mod units;
@@ -43,6 +44,8 @@ enum Command {
     /// Boot a guest: to a shell, or to run one command
     #[command(after_help = EXIT_CODES)]
     Run(Box<run::RunArgs>),
+    /// Show the guests that are built
+    Image(image::ImageArgs),
     /// Tell what this host can do, and what to do about what it cannot
     Doctor(doctor::DoctorArgs),
 }
@@ -61,6 +64,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
     log::to_stderr();
     match cli.command {
         Command::Run(args) => run::run(*args),
+        Command::Image(args) => image::run(&args),
         Command::Doctor(args) => doctor::run(&args),
     }
 }

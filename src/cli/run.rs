@@ -1,6 +1,7 @@
 //! `tandem run`: boot a guest, to a shell or to run one command.
 
 mod dry_run;
+mod guest;
 mod resolve;
 mod summary;
 
@@ -25,6 +26,9 @@ use crate::milestone::{Milestone, Stamps};
 /// Arguments of `tandem run`.
 #[derive(Debug, Args)]
 pub struct RunArgs {
+    /// Which guest to boot
+    #[arg(long, value_enum, default_value_t = GuestChoice::Auto)]
+    guest: GuestChoice,
     /// Kernel: ELF vmlinux or bzImage [default: the guest built by scripts/build-guest]
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
@@ -79,6 +83,16 @@ pub struct RunArgs {
     /// Command to run in the guest [default: an interactive shell]
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<OsString>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum GuestChoice {
+    /// The ring3 guest where KVM is software, it is built, and one vCPU and the built kernel will do; else the standard one
+    Auto,
+    /// A kernel for a PC
+    Standard,
+    /// A kernel that runs its own code in user mode, with Tandem as its hypervisor: for hosts whose KVM is software
+    Ring3,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

@@ -1,6 +1,7 @@
 //! Where Tandem keeps what it builds: the cache directory and the guest images in it.
 
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
@@ -40,6 +41,12 @@ impl Paths {
         Self::from_lookup(|name| std::env::var_os(name))
     }
 
+    /// Only the cache directory is given.
+    #[cfg(test)]
+    pub(crate) fn in_cache(dir: &Path) -> Self {
+        Self { tandem_cache: Some(dir.into()), ..Self::default() }
+    }
+
     fn from_lookup(lookup: impl Fn(&str) -> Option<OsString>) -> Self {
         let get = |name| lookup(name).filter(|value| !value.is_empty());
         Self {
@@ -72,6 +79,23 @@ impl Paths {
             Some(dir) => Ok(PathBuf::from(dir)),
             None => Ok(self.cache_dir()?.join("guest").join(flavour)),
         }
+    }
+
+    /// The flavours of guests that may be there, in order: all directories in the cache's `guest`, or the one that
+    /// `$TANDEM_GUEST_DIR` names.
+    ///
+    /// # Errors
+    /// [`PathsError::NoCacheDir`].
+    pub fn flavours(&self) -> Result<Vec<String>, PathsError> {
+        if self.tandem_guest_dir.is_some() {
+            // Whatever the flavour, it is that directory.
+            return Ok(vec![STANDARD.into()]);
+        }
+        let entries = std::fs::read_dir(self.cache_dir()?.join("guest"));
+        let name = |entry: std::fs::DirEntry| entry.file_name().into_string().ok();
+        let mut flavours: Vec<_> = entries.into_iter().flatten().flatten().filter_map(name).collect();
+        flavours.sort_unstable();
+        Ok(flavours)
     }
 
     /// The files of a built guest.
@@ -126,6 +150,9 @@ pub struct GuestManifest {
     pub version: String,
     /// Digest of all inputs of the build.
     pub hash: String,
+    /// Sizes of its files in bytes, by name.
+    #[serde(default)]
+    pub sizes: BTreeMap<String, u64>,
 }
 
 #[cfg(test)]

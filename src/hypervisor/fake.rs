@@ -1,16 +1,19 @@
 //! A scripted hypervisor for tests of the run loop: no KVM, no guest code.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use kvm_bindings::{kvm_cpuid_entry2, kvm_msr_entry, kvm_regs, kvm_sregs};
 use vmm_sys_util::errno;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{Error, Exit, Hypervisor, Interrupter, MemoryRegion, Msi, PortData, Result, RunState, Vcpu, Vm};
+use super::{
+    Cause, Error, Exit, Hypervisor, Interrupter, MemoryRegion, Msi, PortData, Registers, Result, RunState,
+    SyncedVcpu, Vcpu, Vm,
+};
 
 /// One thing a scripted vCPU does.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Step {
     /// Writes bytes to a port, `size` bytes an item.
     Out { port: u16, size: u8, data: Vec<u8> },
@@ -36,6 +39,8 @@ pub enum Step {
     Loop,
     /// Is in HLT with interrupts on for good: something may still wake it.
     Idle,
+    /// Not an exit: guest code changes these registers.
+    Registers(Box<Registers>),
 }
 
 /// EFLAGS.IF (Intel SDM vol. 1, 3.4.3).
@@ -163,6 +168,11 @@ pub struct FakeVcpu {
     pending_read: bool,
     /// What the guest's reads returned.
     pub reads: Vec<Vec<u8>>,
+    /// What the last exit handed over, and what was changed since.
+    pub registers: Registers,
+    /// Model-specific registers.
+    pub msrs: Mutex<BTreeMap<u32, u64>>,
+    current: Option<Step>,
 }
 
 impl FakeVcpu {
@@ -182,7 +192,7 @@ impl Vcpu for FakeVcpu {
     }
 
     fn registers(&self) -> Result<(kvm_regs, kvm_sregs)> {
-        let rflags = if self.script.front() == Some(&Step::Idle) { RFLAGS_IF } else { 0 };
+        let rflags = if matches!(self.script.front(), Some(Step::Idle)) { RFLAGS_IF } else { 0 };
         Ok((kvm_regs { rip: RIP, rflags, ..Default::default() }, kvm_sregs::default()))
     }
 
@@ -191,50 +201,8 @@ impl Vcpu for FakeVcpu {
     }
 
     fn run(&mut self) -> Result<Exit<'_>> {
-        if std::mem::take(&mut self.pending_read) {
-            self.reads.push(self.buffer.clone());
-        }
-        if *lock(&self.interrupt.requested) {
-            return Ok(Exit::Interrupted);
-        }
-        let step = match self.script.front() {
-            None | Some(Step::Loop | Step::Idle) => None,
-            Some(_) => self.script.pop_front(),
-        };
-        let Some(step) = step else {
-            self.interrupt.wait();
-            return Ok(Exit::Interrupted);
-        };
-        Ok(match step {
-            Step::Out { port, size, data } => {
-                self.buffer = data;
-                Exit::Port { port, size, data: PortData::Out(&self.buffer) }
-            }
-            Step::In { port, size, len } => {
-                self.buffer = vec![0; len];
-                self.pending_read = true;
-                Exit::Port { port, size, data: PortData::In(&mut self.buffer) }
-            }
-            Step::MmioWrite { addr, data } => {
-                self.buffer = data;
-                Exit::MmioWrite { addr, data: &self.buffer }
-            }
-            Step::MmioRead { addr, len } => {
-                self.buffer = vec![0; len];
-                self.pending_read = true;
-                Exit::MmioRead { addr, data: &mut self.buffer }
-            }
-            Step::Shutdown => Exit::Shutdown,
-            Step::Halt => Exit::Halt,
-            Step::SystemEvent(kind) => Exit::SystemEvent { kind },
-            Step::InternalError(suberror, instruction) => Exit::InternalError { suberror, instruction },
-            Step::FailEntry(reason) => Exit::FailEntry { reason, cpu: 0 },
-            Step::Error(errno) => {
-                return Err(Error { call: "KVM_RUN".into(), source: errno::Error::new(errno) });
-            }
-            // Not taken out of the script.
-            Step::Loop | Step::Idle => Exit::Interrupted,
-        })
+        self.enter()?;
+        Ok(self.exit())
     }
 
     fn run_state(&self) -> Result<RunState> {
@@ -250,5 +218,102 @@ impl Vcpu for FakeVcpu {
 
     fn interrupter(&self) -> Arc<dyn Interrupter> {
         self.interrupt.clone()
+    }
+}
+
+impl SyncedVcpu for FakeVcpu {
+    fn sync_registers(&mut self) {}
+
+    fn enter(&mut self) -> Result<Cause> {
+        if std::mem::take(&mut self.pending_read) {
+            self.reads.push(self.buffer.clone());
+        }
+        self.current = None;
+        while let Some(Step::Registers(_)) = self.script.front() {
+            if let Some(Step::Registers(registers)) = self.script.pop_front() {
+                self.registers = *registers;
+            }
+        }
+        if *lock(&self.interrupt.requested) {
+            return Ok(Cause::Interrupted);
+        }
+        let step = match self.script.front() {
+            None | Some(Step::Loop | Step::Idle) => None,
+            Some(_) => self.script.pop_front(),
+        };
+        let cause = match &step {
+            None => {
+                self.interrupt.wait();
+                Cause::Interrupted
+            }
+            Some(Step::Error(errno)) => {
+                return Err(Error { call: "KVM_RUN".into(), source: errno::Error::new(*errno) });
+            }
+            Some(Step::Out { port, .. }) => Cause::PortWrite(*port),
+            Some(Step::In { port, .. }) => Cause::PortRead(*port),
+            Some(_) => Cause::Other,
+        };
+        self.current = step;
+        Ok(cause)
+    }
+
+    fn exit(&mut self) -> Exit<'_> {
+        match self.current.take() {
+            Some(Step::Out { port, size, data }) => {
+                self.buffer = data;
+                Exit::Port { port, size, data: PortData::Out(&self.buffer) }
+            }
+            Some(Step::In { port, size, len }) => {
+                self.buffer = vec![0; len];
+                self.pending_read = true;
+                Exit::Port { port, size, data: PortData::In(&mut self.buffer) }
+            }
+            Some(Step::MmioWrite { addr, data }) => {
+                self.buffer = data;
+                Exit::MmioWrite { addr, data: &self.buffer }
+            }
+            Some(Step::MmioRead { addr, len }) => {
+                self.buffer = vec![0; len];
+                self.pending_read = true;
+                Exit::MmioRead { addr, data: &mut self.buffer }
+            }
+            Some(Step::Shutdown) => Exit::Shutdown,
+            Some(Step::Halt) => Exit::Halt,
+            Some(Step::SystemEvent(kind)) => Exit::SystemEvent { kind },
+            Some(Step::InternalError(suberror, instruction)) => Exit::InternalError { suberror, instruction },
+            Some(Step::FailEntry(reason)) => Exit::FailEntry { reason, cpu: 0 },
+            None | Some(Step::Error(_) | Step::Loop | Step::Idle | Step::Registers(_)) => Exit::Interrupted,
+        }
+    }
+
+    fn synced(&self) -> Registers {
+        self.registers
+    }
+
+    fn change_regs(&mut self, regs: &kvm_regs) {
+        self.registers.regs = *regs;
+    }
+
+    fn change_sregs(&mut self, sregs: &kvm_sregs) -> Result<()> {
+        self.registers.sregs = *sregs;
+        Ok(())
+    }
+
+    fn msr(&self, index: u32) -> Option<u64> {
+        lock(&self.msrs).get(&index).copied()
+    }
+
+    fn set_msr(&self, index: u32, value: u64) -> bool {
+        lock(&self.msrs).insert(index, value);
+        true
+    }
+
+    fn set_xcr0(&self, value: u64) -> bool {
+        // The x87 state cannot be switched off.
+        value & 1 != 0
+    }
+
+    fn tsc_khz(&self) -> Result<u32> {
+        Ok(1_000_000)
     }
 }

@@ -8,14 +8,17 @@ use kvm_bindings::{
     CpuId, KVM_CAP_SPLIT_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_HALTED,
     KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_SIPI_RECEIVED, KVM_MP_STATE_UNINITIALIZED, KvmIrqRouting, Msrs,
     kvm_cpuid_entry2, kvm_enable_cap, kvm_irq_routing_entry, kvm_msr_entry, kvm_regs, kvm_sregs,
-    kvm_userspace_memory_region,
+    kvm_userspace_memory_region, kvm_xcr, kvm_xcrs,
 };
-use kvm_ioctls::{Cap, Kvm, VcpuExit, VcpuFd, VmFd};
+use kvm_ioctls::{Cap, Kvm, SyncReg, VcpuExit, VcpuFd, VmFd};
 use vmm_sys_util::errno;
 use vmm_sys_util::eventfd::EventFd;
 
 use self::run_page::RunPage;
-use super::{Error, Exit, Hypervisor, Interrupter, MemoryRegion, Msi, Result, RunState, Vcpu, Vm};
+use super::{
+    Cause, Error, Exit, Hypervisor, Interrupter, MemoryRegion, Msi, Registers, Result, RunState, SyncedVcpu,
+    Vcpu, Vm,
+};
 
 fn failed(call: impl Into<String>) -> impl FnOnce(errno::Error) -> Error {
     move |source| Error { call: call.into(), source }
@@ -88,7 +91,7 @@ impl Vm for KvmVm {
     fn create_vcpu(&self, id: u8) -> Result<KvmVcpu> {
         let fd = self.fd.create_vcpu(u64::from(id)).map_err(failed(format!("KVM_CREATE_VCPU {id}")))?;
         let run_page = Arc::new(RunPage::map(&fd, self.fd.run_size())?);
-        Ok(KvmVcpu { fd, run_page })
+        Ok(KvmVcpu { fd, run_page, returned: Returned::Plain(Exit::Interrupted) })
     }
 
     fn set_msi_routes(&self, routes: &[(u32, Msi)]) -> Result<()> {
@@ -117,6 +120,16 @@ fn routing_entry(gsi: u32, msi: Msi) -> kvm_irq_routing_entry {
 pub struct KvmVcpu {
     fd: VcpuFd,
     run_page: Arc<RunPage>,
+    returned: Returned,
+}
+
+/// What the last KVM_RUN returned with.
+enum Returned {
+    Port,
+    Memory,
+    InternalError,
+    /// An exit without data of the guest's; none once it has been told.
+    Plain(Exit<'static>),
 }
 
 impl Vcpu for KvmVcpu {
@@ -155,22 +168,8 @@ impl Vcpu for KvmVcpu {
     }
 
     fn run(&mut self) -> Result<Exit<'_>> {
-        // kvm-ioctls does not tell the item size of string I/O, so the shared page is read here; only its exits
-        // without data are taken as they come.
-        let exit = match self.fd.run() {
-            Ok(VcpuExit::IoIn(..) | VcpuExit::IoOut(..)) => return Ok(self.run_page.port_exit()),
-            Ok(VcpuExit::MmioRead(..) | VcpuExit::MmioWrite(..)) => return Ok(self.run_page.mmio_exit()),
-            Ok(VcpuExit::InternalError) => return Ok(self.run_page.internal_error()),
-            Ok(VcpuExit::Hlt) => Exit::Halt,
-            Ok(VcpuExit::Shutdown) => Exit::Shutdown,
-            Ok(VcpuExit::SystemEvent(kind, _)) => Exit::SystemEvent { kind },
-            Ok(VcpuExit::Intr | VcpuExit::IoapicEoi(_)) => Exit::Interrupted,
-            Ok(VcpuExit::FailEntry(reason, cpu)) => Exit::FailEntry { reason, cpu },
-            Ok(other) => Exit::Other { reason: format!("{other:?}") },
-            Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => Exit::Interrupted,
-            Err(e) => return Err(failed("KVM_RUN")(e)),
-        };
-        Ok(exit)
+        self.enter()?;
+        Ok(self.exit())
     }
 
     fn run_state(&self) -> Result<RunState> {
@@ -191,5 +190,95 @@ impl Vcpu for KvmVcpu {
 
     fn interrupter(&self) -> Arc<dyn Interrupter> {
         self.run_page.clone()
+    }
+}
+
+impl SyncedVcpu for KvmVcpu {
+    fn sync_registers(&mut self) {
+        for registers in [SyncReg::Register, SyncReg::SystemRegister, SyncReg::VcpuEvents] {
+            self.fd.set_sync_valid_reg(registers);
+        }
+    }
+
+    fn enter(&mut self) -> Result<Cause> {
+        // kvm-ioctls does not tell the item size of string I/O, so the shared page is read by our own; only its exits
+        // without data are taken as they come.
+        let exit = match self.fd.run() {
+            Ok(VcpuExit::IoIn(port, _)) => {
+                self.returned = Returned::Port;
+                return Ok(Cause::PortRead(port));
+            }
+            Ok(VcpuExit::IoOut(port, _)) => {
+                self.returned = Returned::Port;
+                return Ok(Cause::PortWrite(port));
+            }
+            Ok(VcpuExit::MmioRead(..) | VcpuExit::MmioWrite(..)) => {
+                self.returned = Returned::Memory;
+                return Ok(Cause::Other);
+            }
+            Ok(VcpuExit::InternalError) => {
+                self.returned = Returned::InternalError;
+                return Ok(Cause::Other);
+            }
+            Ok(VcpuExit::Hlt) => Exit::Halt,
+            Ok(VcpuExit::Shutdown) => Exit::Shutdown,
+            Ok(VcpuExit::SystemEvent(kind, _)) => Exit::SystemEvent { kind },
+            Ok(VcpuExit::Intr | VcpuExit::IoapicEoi(_)) => Exit::Interrupted,
+            Ok(VcpuExit::FailEntry(reason, cpu)) => Exit::FailEntry { reason, cpu },
+            Ok(other) => Exit::Other { reason: format!("{other:?}") },
+            Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => Exit::Interrupted,
+            Err(e) => return Err(failed("KVM_RUN")(e)),
+        };
+        let cause = if matches!(exit, Exit::Interrupted) { Cause::Interrupted } else { Cause::Other };
+        self.returned = Returned::Plain(exit);
+        Ok(cause)
+    }
+
+    fn exit(&mut self) -> Exit<'_> {
+        match std::mem::replace(&mut self.returned, Returned::Plain(Exit::Interrupted)) {
+            Returned::Port => self.run_page.port_exit(),
+            Returned::Memory => self.run_page.mmio_exit(),
+            Returned::InternalError => self.run_page.internal_error(),
+            Returned::Plain(exit) => exit,
+        }
+    }
+
+    fn synced(&self) -> Registers {
+        let synced = self.fd.sync_regs();
+        let exception = synced.events.exception.injected != 0 || synced.events.exception.pending != 0;
+        Registers { regs: synced.regs, sregs: synced.sregs, exception }
+    }
+
+    fn change_regs(&mut self, regs: &kvm_regs) {
+        self.fd.sync_regs_mut().regs = *regs;
+        self.fd.set_sync_dirty_reg(SyncReg::Register);
+    }
+
+    fn change_sregs(&mut self, sregs: &kvm_sregs) -> Result<()> {
+        self.fd.set_sregs(sregs).map_err(failed("KVM_SET_SREGS"))?;
+        self.fd.sync_regs_mut().sregs = *sregs;
+        Ok(())
+    }
+
+    fn msr(&self, index: u32) -> Option<u64> {
+        let entry = kvm_msr_entry { index, ..Default::default() };
+        let mut msrs = Msrs::from_entries(&[entry]).ok()?;
+        let read = self.fd.get_msrs(&mut msrs).ok()?;
+        (read == 1).then(|| msrs.as_slice().first().map(|entry| entry.data))?
+    }
+
+    fn set_msr(&self, index: u32, value: u64) -> bool {
+        let entry = kvm_msr_entry { index, data: value, ..Default::default() };
+        Msrs::from_entries(&[entry]).is_ok_and(|msrs| self.fd.set_msrs(&msrs).is_ok_and(|set| set == 1))
+    }
+
+    fn set_xcr0(&self, value: u64) -> bool {
+        let mut xcrs = kvm_xcrs { nr_xcrs: 1, ..Default::default() };
+        xcrs.xcrs[0] = kvm_xcr { xcr: 0, value, ..Default::default() };
+        self.fd.set_xcrs(&xcrs).is_ok()
+    }
+
+    fn tsc_khz(&self) -> Result<u32> {
+        self.fd.get_tsc_khz().map_err(failed("KVM_GET_TSC_KHZ"))
     }
 }

@@ -6,8 +6,10 @@
 #[cfg(test)]
 pub mod fake;
 pub mod kvm;
+pub mod signal;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU8;
 
 use kvm_bindings::{kvm_cpuid_entry2, kvm_msr_entry, kvm_regs, kvm_sregs};
 use thiserror::Error;
@@ -68,7 +70,7 @@ pub enum Exit<'a> {
     MmioRead { addr: u64, data: &'a mut [u8] },
     /// Write to an address that no memslot backs; up to 8 bytes.
     MmioWrite { addr: u64, data: &'a [u8] },
-    /// HLT; reaches user space only where the local APIC is not in the kernel.
+    /// The vCPU waits for an interrupt that cannot come. With the local APIC in the kernel, HLT never gets here.
     Halt,
     /// Triple fault.
     Shutdown,
@@ -111,7 +113,7 @@ pub trait Hypervisor: Send + Sync + 'static {
 
 /// A virtual machine.
 pub trait Vm: Send + Sync + 'static {
-    type Vcpu: Vcpu;
+    type Vcpu: SyncedVcpu;
 
     /// Maps host memory into the guest.
     ///
@@ -165,6 +167,64 @@ pub trait Vcpu: Send + 'static {
     fn interrupter(&self) -> Arc<dyn Interrupter>;
 }
 
+/// What brought a vCPU back, as far as it decides on who deals with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// A read of this port.
+    PortRead(u16),
+    /// A write to this port.
+    PortWrite(u16),
+    /// Something that wants no answer in the registers: a signal, a kick.
+    Interrupted,
+    /// Any other exit.
+    Other,
+}
+
+/// The registers as the last exit left them.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Registers {
+    /// General registers.
+    pub regs: kvm_regs,
+    /// System registers.
+    pub sregs: kvm_sregs,
+    /// KVM is about to deliver an exception to the guest, which a change of the general registers would misplace.
+    pub exception: bool,
+}
+
+/// A vCPU that hands its registers over with each exit (KVM_CAP_SYNC_REGS), for a monitor that steps in at some of
+/// them. [`Vcpu::run`] is [`enter`](Self::enter) with [`exit`](Self::exit).
+pub trait SyncedVcpu: Vcpu {
+    /// Hands the registers over from the next exit on.
+    fn sync_registers(&mut self);
+
+    /// Runs guest code until something needs the VMM, and says what kind of thing that is.
+    fn enter(&mut self) -> Result<Cause>;
+
+    /// What the last [`enter`](Self::enter) came back with; to be asked once.
+    fn exit(&mut self) -> Exit<'_>;
+
+    /// The registers at the last exit, with what was changed since.
+    fn synced(&self) -> Registers;
+
+    /// Changes the general registers, when the vCPU next enters the guest.
+    fn change_regs(&mut self, regs: &kvm_regs);
+
+    /// Changes the system registers at once.
+    fn change_sregs(&mut self, sregs: &kvm_sregs) -> Result<()>;
+
+    /// A model-specific register; `None` where the hypervisor has none of this number.
+    fn msr(&self, index: u32) -> Option<u64>;
+
+    /// Sets a model-specific register; false where the hypervisor refuses the value.
+    fn set_msr(&self, index: u32, value: u64) -> bool;
+
+    /// Sets extended control register 0; false where the hypervisor refuses the value.
+    fn set_xcr0(&self, value: u64) -> bool;
+
+    /// Frequency of the time-stamp counter in kHz.
+    fn tsc_khz(&self) -> Result<u32>;
+}
+
 /// Makes a vCPU return from the guest.
 pub trait Interrupter: Send + Sync {
     /// Makes the current run, or if none is in progress the next one, return at once. The caller must also signal the
@@ -173,6 +233,12 @@ pub trait Interrupter: Send + Sync {
 
     /// Withdraws the request; called by the vCPU's own thread before it looks at what was wanted.
     fn clear(&self);
+
+    /// The byte by which [`request`](Self::request) does so, for a signal handler of the vCPU's own thread; it stays
+    /// where it is as long as the vCPU exists.
+    fn flag(&self) -> Option<&AtomicU8> {
+        None
+    }
 }
 
 /// The interrupt line of a device: an edge on each trigger.
@@ -180,6 +246,15 @@ pub trait InterruptLine: Send + Sync {
     /// Raises and lowers the line. Failures are not the device's business: an edge is either delivered or lost, as
     /// on a masked pin.
     fn trigger(&self);
+}
+
+/// Where the lines of devices lead to.
+pub trait InterruptLines: Send + Sync {
+    /// A line to the pin `gsi`.
+    ///
+    /// # Errors
+    /// There are no descriptors left.
+    fn line(&self, gsi: u32) -> std::result::Result<Box<dyn InterruptLine>, errno::Error>;
 }
 
 impl InterruptLine for EventFd {

@@ -7,17 +7,16 @@ use std::sync::mpsc::{Receiver, sync_channel};
 
 use kvm_bindings::kvm_cpuid_entry2;
 use thiserror::Error;
-use vm_memory::{
-    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap, GuestMemoryRegion,
-};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 use vmm_sys_util::errno;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::config::MachineConfig;
-use super::devices::{self, Devices, DevicesError};
+use super::config::{Guest, MachineConfig};
+use super::devices::{self, Devices, DevicesError, Interrupts};
 use super::event_loop::EventLoopError;
 use super::events::EventSink;
 use super::interrupts::Lines;
+use super::mapped::MappedVm;
 use super::stop::StopLatch;
 use super::vcpu::{HaltCheck, Setup, VcpuContext, VcpuThread};
 use crate::arch::x86_64::boot_info::{self, BootInfo, TablesError};
@@ -27,8 +26,9 @@ use crate::arch::x86_64::layout::{IOAPIC_PINS, KVM_TSS_START};
 use crate::arch::x86_64::tables::write_tables;
 use crate::host::random;
 use crate::host::terminal::TerminalError;
-use crate::hypervisor::{self, Hypervisor, MemoryRegion, Vm};
+use crate::hypervisor::{self, Hypervisor, Vm};
 use crate::milestone::Stamps;
+use crate::ring3::{self, Board, Ring3Vcpu};
 use crate::workload::initramfs::InitramfsError;
 
 /// A machine cannot be set up.
@@ -96,11 +96,14 @@ pub fn build<H: Hypervisor>(
     stamps: Arc<Stamps>,
 ) -> Result<Machine, BuildError> {
     let memory = allocate_memory(config)?;
+    let ring3 = config.guest == Guest::Ring3;
     let lines = Lines::new();
-    let (first, vm) = spawn_first(hypervisor.clone(), memory.clone(), lines.clone(), config.cpus)?;
+    let board = ring3.then(|| Board::new(memory.clone()));
+    let (first, vm) =
+        spawn_first(hypervisor.clone(), memory.clone(), lines.clone(), board.clone(), config.cpus)?;
     let processor = CpuidConfig {
         vcpus: config.cpus,
-        tsc_deadline_timer: hypervisor.has_tsc_deadline_timer(),
+        tsc_deadline_timer: !ring3 && hypervisor.has_tsc_deadline_timer(),
         hypercalls: !config.software_kvm,
     };
     let cpuid = cpuid::guest_cpuid(&hypervisor.supported_cpuid()?, &processor);
@@ -110,7 +113,11 @@ pub fn build<H: Hypervisor>(
     let latch = Arc::new(StopLatch::new().map_err(BuildError::EventFd)?);
     let wake = EventFd::new(EFD_NONBLOCK).map_err(|error| BuildError::EventFd(error.into()))?;
     let events = Arc::new(EventSink::new(latch.clone(), stamps.clone(), wake));
-    let (devices, ports, mmio) = devices::make(config, &lines, events.clone())?;
+    let interrupts = match &board {
+        Some(board) => Interrupts::Ring3(board),
+        None => Interrupts::Apics(&*lines, Box::new(lines.clone())),
+    };
+    let (devices, ports, mmio) = devices::make(config, interrupts, events.clone())?;
     let setup = Setup { cpuid, linux: config.linux, entry: kernel.entry, protocol: config.protocol };
     let halt_check = HaltCheck::new(config.cpus);
     let context = Arc::new(VcpuContext { ports, mmio, memory, latch, stamps, halt_check });
@@ -118,36 +125,42 @@ pub fn build<H: Hypervisor>(
     Ok(Machine { threads, setup: Arc::new(setup), context, events, devices })
 }
 
-/// A VM and the memory mapped into it, which it must not outlive: fields are dropped in this order. Kept by the threads
-/// of its vCPUs alone, so that the last of them takes the VM down, which is slow, beside what the main thread has to do.
-pub struct MappedVm<V> {
-    pub vm: V,
-    pub memory: GuestMemoryMmap,
-}
-
 /// Where to receive the VM.
 type Coming<V> = Receiver<Arc<MappedVm<V>>>;
 
-/// The first vCPU's thread, which makes the VM, and where to receive that.
+/// The first vCPU's thread, which makes the VM, and where to receive that. With a board it is a ring3 vCPU, without
+/// local APIC.
 fn spawn_first<H: Hypervisor>(
     hypervisor: Arc<H>,
     memory: GuestMemoryMmap,
     lines: Arc<Lines<H::Vm>>,
+    board: Option<Arc<Board>>,
     vcpus: u8,
 ) -> Result<(VcpuThread, Coming<H::Vm>), BuildError> {
     let (tell, vm) = sync_channel(1);
-    let thread = VcpuThread::spawn(0, move || {
-        let mapped = Arc::new(MappedVm { vm: hypervisor.create_vm()?, memory });
-        map_memory(&mapped)?;
+    let make_vm = move || {
+        let mapped = MappedVm::new(hypervisor.create_vm()?, memory)?;
         mapped.vm.reserve_pages(KVM_TSS_START)?;
-        mapped.vm.create_split_irqchip(IOAPIC_PINS)?;
-        lines.connect(&mapped);
-        if vcpus > 1 {
-            // Who no longer wants it has dropped the other end.
-            let _ = tell.send(mapped.clone());
-        }
-        Ok((mapped.vm.create_vcpu(0)?, mapped))
-    })?;
+        Ok::<_, BuildError>(Arc::new(mapped))
+    };
+    let thread = match board {
+        Some(board) => VcpuThread::spawn(0, move || {
+            let mapped = make_vm()?;
+            let vcpu = Ring3Vcpu::new(mapped.vm.create_vcpu(0)?, ring3::State::default(), board);
+            Ok((mapped, vcpu))
+        })?,
+        None => VcpuThread::spawn(0, move || {
+            let mapped = make_vm()?;
+            mapped.vm.create_split_irqchip(IOAPIC_PINS)?;
+            lines.connect(&mapped);
+            if vcpus > 1 {
+                // Who no longer wants it has dropped the other end.
+                let _ = tell.send(mapped.clone());
+            }
+            let vcpu = mapped.vm.create_vcpu(0)?;
+            Ok((mapped, vcpu))
+        })?,
+    };
     Ok((thread, vm))
 }
 
@@ -161,7 +174,10 @@ fn spawn_others<V: Vm>(first: VcpuThread, vm: &Coming<V>, vcpus: u8) -> Result<V
         };
         for id in 1..vcpus {
             let mapped = mapped.clone();
-            threads.push(VcpuThread::spawn(id, move || Ok((mapped.vm.create_vcpu(id)?, mapped)))?);
+            threads.push(VcpuThread::spawn(id, move || {
+                let vcpu = mapped.vm.create_vcpu(id)?;
+                Ok((mapped, vcpu))
+            })?);
         }
         // The first wakes the others, which must be there; it need not wait for itself.
         threads.iter().skip(1).try_for_each(VcpuThread::created)?;
@@ -177,22 +193,6 @@ fn allocate_memory(config: &MachineConfig) -> Result<GuestMemoryMmap, BuildError
         .collect();
     GuestMemoryMmap::from_ranges(&ranges)
         .map_err(|source| BuildError::Memory { bytes: config.memory.size(), source })
-}
-
-fn map_memory<V: Vm>(mapped: &MappedVm<V>) -> Result<(), BuildError> {
-    let MappedVm { vm, memory } = mapped;
-    for (slot, region) in (0..).zip(memory.iter()) {
-        let region = MemoryRegion {
-            slot,
-            guest_addr: region.start_addr().0,
-            len: region.len(),
-            host_addr: memory.get_host_address(region.start_addr())? as u64,
-        };
-        // SAFETY: the mapping lives in `memory`, which is dropped after the VM. Everyone accesses it through vm-memory's
-        // volatile accesses.
-        unsafe { vm.set_memory_region(&region) }?;
-    }
-    Ok(())
 }
 
 fn load(config: &MachineConfig, memory: &GuestMemoryMmap) -> Result<LoadedKernel, BuildError> {
@@ -239,8 +239,10 @@ fn describe_machine(
         vcpus: config.cpus,
         devices: boot_info::Devices { serial: &serial, virtio_mmio: &[], pvpanic: true },
         rng_seed: if config.linux { random::bytes() } else { None },
-        // A guest of a few instructions looks at neither; not writing them saves it some pages.
-        acpi: config.linux,
+        // A guest of a few instructions looks at neither; not writing them saves it some pages. A ring3 kernel has no use
+        // for what they describe.
+        acpi: config.linux && config.guest == Guest::Standard,
+        mp_table: config.guest == Guest::Standard,
     };
     write_tables(memory, &info)
 }

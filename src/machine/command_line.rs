@@ -1,5 +1,6 @@
 //! The kernel's command line: what Tandem puts there, and why.
 
+use super::config::Guest;
 use crate::workload::manifest::INIT_PATH;
 
 /// For every Linux guest.
@@ -29,11 +30,16 @@ const SOFTWARE_KVM: &[&str] = &[
     "clearcpuid=cx16,popcnt,rdrand,rdseed,movbe,smap,erms,fsrm",
 ];
 
+/// For a ring3 guest: nothing of the above concerns it.
+const RING3: &[&str] = &["console=hvc0", "panic=-1", "reboot=k"];
+
 /// What decides on the command line.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Needs {
     /// Print the boot messages.
     pub verbose: bool,
+    /// What kind of guest it is.
+    pub guest: Guest,
     /// The host's KVM is software.
     pub software_kvm: bool,
     /// PID 1 is the init that Tandem adds to the initramfs.
@@ -42,13 +48,13 @@ pub struct Needs {
 
 /// The command line: Tandem's words, then the user's, which win where a word is given twice.
 pub fn compose(needs: Needs, appended: &str) -> String {
-    let mut words: Vec<String> = BASE.iter().map(|word| (*word).to_owned()).collect();
-    if !needs.verbose {
-        words.push("quiet".into());
-    }
-    if needs.software_kvm {
-        words.extend(SOFTWARE_KVM.iter().map(|word| (*word).to_owned()));
-    }
+    let (base, special) = match (needs.guest, needs.software_kvm) {
+        (Guest::Ring3, _) => (RING3, &[][..]),
+        (Guest::Standard, true) => (BASE, SOFTWARE_KVM),
+        (Guest::Standard, false) => (BASE, &[][..]),
+    };
+    let quiet = (!needs.verbose).then_some(&"quiet");
+    let mut words: Vec<_> = base.iter().chain(quiet).chain(special).map(|word| (*word).to_owned()).collect();
     if needs.tandem_init {
         words.push(format!("rdinit={INIT_PATH}"));
     }
@@ -73,5 +79,14 @@ mod tests {
         let line = compose(Needs { software_kvm: true, verbose: true, ..Needs::default() }, "");
         assert!(line.contains(" emulated_kernel "));
         assert!(!line.contains("quiet"));
+    }
+
+    #[test]
+    fn a_ring3_guest_is_told_nothing_of_the_host() {
+        let needs = Needs { guest: Guest::Ring3, software_kvm: true, tandem_init: true, ..Needs::default() };
+        assert_eq!(
+            compose(needs, "debug"),
+            "console=hvc0 panic=-1 reboot=k quiet rdinit=/.tandem/init debug"
+        );
     }
 }

@@ -12,6 +12,7 @@ use crate::arch::x86_64::layout::{BOOT_TABLES, MAX_VCPUS};
 use crate::arch::x86_64::memory_map::{MemoryMap, MemoryMapError};
 use crate::arch::x86_64::protocol::BootProtocol;
 use crate::arch::x86_64::tables::check_command_line;
+use crate::ring3::abi;
 use crate::workload::initramfs::Initramfs;
 
 /// The configuration cannot work.
@@ -26,6 +27,18 @@ pub enum ConfigError {
     /// The number of vCPUs.
     #[error("--cpus {0}: a machine has 1 to {MAX_VCPUS} vCPUs")]
     Cpus(u32),
+    /// More than one vCPU.
+    #[error("--cpus {0}: a ring3 guest has one vCPU; use --cpus 1 or --guest standard")]
+    Ring3Cpus(u32),
+    /// A Linux that is none for the guest asked for.
+    #[error("{} is no ring3 kernel: it has no note of Tandem's; use --guest standard", .0.display())]
+    NotRing3(PathBuf),
+    /// A ring3 kernel elsewhere.
+    #[error("{} is a ring3 kernel, for --guest ring3 on hosts whose KVM is software", .0.display())]
+    IsRing3(PathBuf),
+    /// A ring3 kernel of other times.
+    #[error("{} speaks version {theirs} of the ring3 interface, this Tandem {}: build it again", path.display(), abi::VERSION)]
+    Ring3Version { path: PathBuf, theirs: u32 },
     /// The command line's length.
     #[error(transparent)]
     CommandLine(#[from] TablesError),
@@ -50,6 +63,26 @@ pub enum Console {
     Log { verbose: bool },
 }
 
+/// What kind of guest it is, which decides on the interrupt controller.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Guest {
+    /// A kernel for a PC: local APICs, IOAPIC, tables.
+    #[default]
+    Standard,
+    /// A kernel that runs its own code at CPL 3 and has Tandem as its hypervisor ([`crate::ring3`]).
+    Ring3,
+}
+
+impl Guest {
+    /// Its name, which is also that of the flavour that `scripts/build-guest` builds.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Standard => "standard",
+            Self::Ring3 => "ring3",
+        }
+    }
+}
+
 /// What the user asks for; nothing is checked yet.
 #[derive(Debug)]
 pub struct Request {
@@ -63,6 +96,8 @@ pub struct Request {
     pub unpacker: Unpacker,
     /// How the kernel is entered.
     pub boot: BootChoice,
+    /// What kind of guest it is.
+    pub guest: Guest,
     /// What the first serial port is.
     pub console: Console,
     /// Time limit.
@@ -89,6 +124,7 @@ pub struct Software {
 /// A configuration that has been checked.
 #[derive(Debug)]
 pub struct MachineConfig {
+    pub guest: Guest,
     pub memory: MemoryMap,
     pub cpus: u8,
     pub kernel: KernelFile,
@@ -122,6 +158,19 @@ impl MachineConfig {
     }
 }
 
+/// A kernel says by a note that it is a ring3 one; of a few instructions that are no Linux no such note is asked.
+fn check_guest(guest: Guest, kernel: &KernelFile, linux: bool) -> Result<(), ConfigError> {
+    let path = || kernel.path().to_owned();
+    match (guest, kernel.ring3_version()) {
+        (Guest::Standard, Some(_)) => Err(ConfigError::IsRing3(path())),
+        (Guest::Ring3, Some(theirs)) if u64::from(theirs) != abi::VERSION => {
+            Err(ConfigError::Ring3Version { path: path(), theirs })
+        }
+        (Guest::Ring3, None) if linux => Err(ConfigError::NotRing3(path())),
+        _ => Ok(()),
+    }
+}
+
 /// The part that depends on the kernel alone.
 struct Hardware {
     memory: MemoryMap,
@@ -136,11 +185,15 @@ impl Hardware {
         let memory = MemoryMap::new(request.memory)?;
         let cpus = u8::try_from(request.cpus).ok().filter(|cpus| (1..=MAX_VCPUS).contains(cpus));
         let cpus = cpus.ok_or(ConfigError::Cpus(request.cpus))?;
+        if request.guest == Guest::Ring3 && cpus > 1 {
+            return Err(ConfigError::Ring3Cpus(request.cpus));
+        }
         let kernel = KernelFile::open(&request.kernel, request.unpacker)?;
         let protocol = kernel.protocol(request.boot)?;
         let reserved = BOOT_TABLES.map(|range| Reserved { range, what: "Tandem's boot tables" });
         kernel.check_fit(&memory.ram().collect::<Vec<_>>(), &reserved)?;
         let linux = kernel.is_linux()?;
+        check_guest(request.guest, &kernel, linux)?;
         Ok(Self { memory, cpus, kernel, linux, protocol })
     }
 
@@ -156,6 +209,7 @@ impl Hardware {
         };
         let initramfs = software.initramfs.map(place).transpose()?;
         Ok(MachineConfig {
+            guest: request.guest,
             memory,
             cpus,
             kernel,
@@ -170,5 +224,43 @@ impl Hardware {
             timeout: request.timeout,
             software_kvm: software.software_kvm,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arch::x86_64::kernel::fixture::{KERNEL_HALF, elf, file, note};
+
+    /// What becomes of a Linux with these notes as this guest.
+    fn config(guest: Guest, cpus: u32, notes: &[u8]) -> Result<MachineConfig, ConfigError> {
+        let phys = 0x100_0000;
+        let kernel = file(&elf(phys, &[(phys, KERNEL_HALF + phys, &[0x90; 64], 64)], notes));
+        let request = Request {
+            memory: 64 << 20,
+            cpus,
+            kernel: kernel.path().to_owned(),
+            unpacker: Unpacker::Host,
+            boot: BootChoice::Auto,
+            guest,
+            console: Console::Interactive,
+            timeout: None,
+        };
+        MachineConfig::new(request, |_, _| Ok(Software::default()))
+    }
+
+    #[test]
+    fn a_kernel_is_booted_as_the_guest_that_it_is() {
+        let linux = note(b"Linux\0", 0x101, &[0; 4]);
+        let ring3 = |version: u32| [linux.clone(), note(b"Tandem\0", 1, &version.to_le_bytes())].concat();
+        assert!(config(Guest::Standard, 2, &linux).is_ok());
+        assert_eq!(config(Guest::Ring3, 1, &ring3(1)).unwrap().guest, Guest::Ring3);
+        assert!(matches!(config(Guest::Ring3, 1, &linux), Err(ConfigError::NotRing3(_))));
+        assert!(matches!(config(Guest::Standard, 1, &ring3(1)), Err(ConfigError::IsRing3(_))));
+        assert!(matches!(
+            config(Guest::Ring3, 1, &ring3(2)),
+            Err(ConfigError::Ring3Version { theirs: 2, .. })
+        ));
+        assert!(matches!(config(Guest::Ring3, 2, &ring3(1)), Err(ConfigError::Ring3Cpus(2))));
     }
 }

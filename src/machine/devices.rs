@@ -8,14 +8,14 @@ use vmm_sys_util::errno;
 
 use super::config::{Console, MachineConfig};
 use super::host_io::SerialEnd;
-use super::interrupts::Lines;
 use crate::arch::DeviceSlot;
 use crate::arch::x86_64::layout::{COM1, COM2, IOAPIC_LEN, IOAPIC_START, PVPANIC_PORT};
 use crate::devices::bus::{BusDevice, BusError, MmioBus, PortBus, Slot};
 use crate::devices::serial::{self, Overflow, Serial, SerialError};
 use crate::devices::{MachineEvents, i8042, ioapic, power, probe, pvpanic, rtc};
-use crate::hypervisor::Vm;
+use crate::hypervisor::InterruptLines;
 use crate::milestone::probe as protocol;
+use crate::ring3;
 
 /// A device cannot be made.
 #[derive(Debug, Error)]
@@ -69,26 +69,72 @@ impl SerialEnd for Serial {
     }
 }
 
+/// Where the lines of a machine's devices lead to.
+pub enum Interrupts<'a> {
+    /// Local APICs, and an IOAPIC that gives routes to this.
+    Apics(&'a dyn InterruptLines, Box<dyn ioapic::MsiRouter>),
+    /// What a ring3 guest has, which uses the serial ports as consoles besides.
+    Ring3(&'a ring3::Board),
+}
+
+impl Interrupts<'_> {
+    fn serial(
+        &self,
+        name: &'static str,
+        number: u32,
+        slot: DeviceSlot,
+        overflow: Overflow,
+    ) -> Result<Arc<Serial>, DevicesError> {
+        let lines: &dyn InterruptLines = match self {
+            Self::Apics(lines, _) => *lines,
+            Self::Ring3(board) => *board,
+        };
+        let line = lines.line(slot.gsi).map_err(DevicesError::Line)?;
+        let serial = Serial::new(name, serial::State::default(), overflow, line)?;
+        Ok(Arc::new(match self {
+            Self::Apics(..) => serial,
+            Self::Ring3(board) => {
+                serial.with_console(board.console_line(number).map_err(DevicesError::Line)?)
+            }
+        }))
+    }
+}
+
 /// Makes the devices and the buses.
 ///
 /// # Errors
 /// There are no descriptors left, or two devices overlap.
-pub fn make<V: Vm>(
+pub fn make(
     config: &MachineConfig,
-    lines: &Arc<Lines<V>>,
+    interrupts: Interrupts,
     events: Arc<dyn MachineEvents>,
 ) -> Result<(Devices, PortBus, MmioBus), DevicesError> {
-    let port = |name, slot: DeviceSlot, overflow| -> Result<Arc<Serial>, DevicesError> {
-        let line = lines.line(slot.gsi).map_err(DevicesError::Line)?;
-        Ok(Arc::new(Serial::new(name, serial::State::default(), overflow, line)?))
-    };
     let overflow = match config.console {
         Console::Interactive => Overflow::Wait,
         Console::Log { .. } => Overflow::DropOldest,
     };
-    let com1 = port("COM1", COM1, overflow)?;
-    let com2 = config.command.then(|| port("COM2", COM2, Overflow::Wait)).transpose()?;
+    let com1 = interrupts.serial("COM1", 0, COM1, overflow)?;
+    let com2 = config.command.then(|| interrupts.serial("COM2", 1, COM2, Overflow::Wait)).transpose()?;
+    let ports = ports(&com1, com2.as_ref(), events)?;
+    let mmio = match interrupts {
+        Interrupts::Apics(_, router) => {
+            let device = Arc::new(ioapic::IoApic::new(ioapic::State::default(), router));
+            vec![Slot { base: IOAPIC_START.into(), len: IOAPIC_LEN, device }]
+        }
+        Interrupts::Ring3(board) => {
+            let console = |serial: &Arc<Serial>| serial.clone() as Arc<dyn ring3::Console>;
+            board.connect([Some(console(&com1)), com2.as_ref().map(console)]);
+            Vec::new()
+        }
+    };
+    Ok((Devices { com1, com2 }, ports, MmioBus::new(mmio)?))
+}
 
+fn ports(
+    com1: &Arc<Serial>,
+    com2: Option<&Arc<Serial>>,
+    events: Arc<dyn MachineEvents>,
+) -> Result<PortBus, BusError> {
     let at =
         |base: u16, len: u16, device: Arc<dyn BusDevice>| Slot { base: base.into(), len: len.into(), device };
     let at_slot =
@@ -106,8 +152,6 @@ pub fn make<V: Vm>(
         at(PVPANIC_PORT, 1, Arc::new(pvpanic::Pvpanic::new(events.clone()))),
         at(protocol::PORT, protocol::PORT_LEN, Arc::new(probe::Probe::new(events))),
     ];
-    ports.extend(com2.as_ref().map(|com2| at_slot(COM2, com2.clone())));
-    let ioapic = Arc::new(ioapic::IoApic::new(ioapic::State::default(), Box::new(lines.clone())));
-    let mmio = MmioBus::new(vec![Slot { base: IOAPIC_START.into(), len: IOAPIC_LEN, device: ioapic }])?;
-    Ok((Devices { com1, com2 }, PortBus::new(ports)?, mmio))
+    ports.extend(com2.map(|com2| at_slot(COM2, com2.clone())));
+    PortBus::new(ports)
 }

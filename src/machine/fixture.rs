@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tempfile::NamedTempFile;
 
-use super::config::{ConfigError, Console, MachineConfig, Request, Software};
+use super::config::{ConfigError, Console, Guest, MachineConfig, Request, Software};
 use crate::arch::x86_64::kernel::{BootChoice, Unpacker, fixture};
 
 /// A configuration with a small kernel, which lives as long as the file, and no initramfs; `change` makes it another.
@@ -16,6 +16,7 @@ pub fn config(change: impl FnOnce(&mut Request, &mut Software)) -> (MachineConfi
         kernel: file.path().to_owned(),
         unpacker: Unpacker::Host,
         boot: BootChoice::Auto,
+        guest: Guest::Standard,
         console: Console::Log { verbose: false },
         timeout: Some(Duration::from_secs(60)),
     };

@@ -10,9 +10,9 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use vmm_sys_util::errno;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::builder::MappedVm;
+use super::mapped::MappedVm;
 use crate::devices::ioapic::MsiRouter;
-use crate::hypervisor::{InterruptLine, Msi, Vm};
+use crate::hypervisor::{InterruptLine, InterruptLines, Msi, Vm};
 
 /// The lines of one machine.
 pub struct Lines<V> {
@@ -43,19 +43,17 @@ impl<V: Vm> Lines<V> {
         self.vm.get_or_init(|| Arc::downgrade(vm));
     }
 
-    /// A line to the pin `gsi`.
-    ///
-    /// # Errors
-    /// There are no descriptors left.
-    pub fn line(&self, gsi: u32) -> Result<Box<dyn InterruptLine>, errno::Error> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<V: Vm> InterruptLines for Lines<V> {
+    fn line(&self, gsi: u32) -> Result<Box<dyn InterruptLine>, errno::Error> {
         let event = EventFd::new(EFD_NONBLOCK).map_err(errno::Error::from)?;
         let end = event.try_clone().map_err(errno::Error::from)?;
         self.lock().lines.insert(gsi, Line { event, bound: false });
         Ok(Box::new(end))
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -92,7 +90,8 @@ mod tests {
 
     #[test]
     fn a_line_costs_nothing_until_the_guest_programs_its_pin() {
-        let mapped = Arc::new(MappedVm { vm: FakeHypervisor::default(), memory: GuestMemoryMmap::default() });
+        let mapped = MappedVm::new(FakeHypervisor::default(), GuestMemoryMmap::default()).unwrap();
+        let mapped = Arc::new(mapped);
         let vm = &mapped.vm;
         let lines = Lines::new();
         lines.connect(&mapped);

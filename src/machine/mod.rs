@@ -17,6 +17,7 @@ mod fixture;
 mod frames;
 mod host_io;
 mod interrupts;
+mod mapped;
 mod run;
 mod stream;
 mod vcpu;

@@ -13,10 +13,10 @@ use super::log::LogTail;
 use super::outcome::Outcome;
 use super::stop::{StopLatch, StopReason};
 use super::stream::Streams;
-use super::vcpu::{self, VcpuThread};
+use super::vcpu::VcpuThread;
 use crate::host::errors::chain;
 use crate::host::terminal::RawMode;
-use crate::hypervisor::Hypervisor;
+use crate::hypervisor::{Hypervisor, signal};
 use crate::milestone::{Milestone, Stamps};
 
 /// What is left of a machine.
@@ -42,7 +42,7 @@ pub fn run<H: Hypervisor>(
     stamps: &Arc<Stamps>,
 ) -> Result<Finished, BuildError> {
     block_signals()?;
-    vcpu::prepare_interrupts()?;
+    signal::install()?;
     let machine = build(hypervisor, config, stamps.clone())?;
     machine.run(config, stamps)
 }

@@ -10,7 +10,7 @@ use std::{io, time::Duration};
 use kvm_bindings::kvm_cpuid_entry2;
 use std::os::unix::thread::JoinHandleExt;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
-use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+use vmm_sys_util::signal::Killable;
 
 use super::builder::BuildError;
 use super::fault::{Fault, FaultKind};
@@ -20,7 +20,7 @@ use crate::arch::x86_64::{cpuid, msr, registers};
 use crate::devices::bus::{MmioBus, PortBus};
 use crate::host::memory::release_code_pages;
 use crate::host::scheduling::start_elsewhere;
-use crate::hypervisor::{Error, Exit, Interrupter, RunState, Vcpu};
+use crate::hypervisor::{Error, Exit, Interrupter, RunState, Vcpu, signal};
 use crate::milestone::{Milestone, Stamps};
 
 const INTERNAL_ERROR_EMULATION: u32 = kvm_bindings::KVM_INTERNAL_ERROR_EMULATION;
@@ -156,7 +156,7 @@ fn kind_of(exit: Exit<'_>) -> (FaultKind, Vec<u8>) {
         Exit::InternalError { suberror, .. } => FaultKind::InternalError(suberror),
         Exit::FailEntry { reason, .. } => FaultKind::EntryRefused(reason),
         Exit::SystemEvent { kind } => FaultKind::SystemEvent(kind),
-        Exit::Halt => FaultKind::UnexpectedExit("KVM_EXIT_HLT".into()),
+        Exit::Halt => FaultKind::Halted,
         Exit::Other { reason } => FaultKind::UnexpectedExit(reason),
         Exit::Port { .. } | Exit::MmioRead { .. } | Exit::MmioWrite { .. } | Exit::Interrupted => {
             FaultKind::UnexpectedExit(format!("{exit:?}"))
@@ -207,18 +207,6 @@ impl Drop for PanicGuard<'_> {
     }
 }
 
-extern "C" fn ignore_signal(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
-
-/// Installs the handler of the signal that interrupts KVM_RUN. The handler does nothing: that the signal arrives is
-/// enough.
-///
-/// # Errors
-/// The signal cannot be handled.
-pub fn prepare_interrupts() -> Result<(), Error> {
-    register_signal_handler(SIGRTMIN(), ignore_signal)
-        .map_err(|source| Error { call: "sigaction for the vCPU signal".into(), source })
-}
-
 /// Sent to a vCPU's thread: what it needs to configure its vCPU and run it.
 pub type Start = (Arc<Setup>, Arc<VcpuContext>);
 
@@ -231,7 +219,7 @@ impl VcpuThread {
     /// The thread cannot be created.
     pub fn spawn<V: Vcpu, K>(
         id: u8,
-        create: impl FnOnce() -> Result<(V, K), BuildError> + Send + 'static,
+        create: impl FnOnce() -> Result<(K, V), BuildError> + Send + 'static,
     ) -> Result<Self, BuildError> {
         let (start, started) = sync_channel::<Start>(1);
         // Room for all confirmations: the thread never waits for their reader.
@@ -239,7 +227,8 @@ impl VcpuThread {
         // Who no longer wants to know has dropped the other end.
         let confirm = move |result| drop(tell.send(result));
         let body = move || {
-            let (mut vcpu, _vm) = match create() {
+            // Dropped in the opposite order.
+            let (_vm, mut vcpu) = match create() {
                 Ok(created) => created,
                 Err(error) => return confirm(Err(error)),
             };
@@ -304,7 +293,7 @@ impl VcpuThread {
             interrupter.request();
         }
         // The thread may have ended already; then nothing is wanted of it.
-        let _ = self.handle.kill(SIGRTMIN());
+        let _ = self.handle.kill(signal::number());
     }
 
     /// Processor time the thread has used, guest and host side, if the kernel tells.

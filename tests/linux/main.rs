@@ -4,6 +4,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod ring3;
 mod terminal;
 
 use std::fs;
@@ -20,7 +21,7 @@ pub const LIMIT: Duration = Duration::from_secs(240);
 fn boot(test: &str, args: &[&str], input: &[u8]) -> Option<Run> {
     guest(test)?;
     // Little memory is initialised sooner.
-    Some(run(tandem().args(["run", "--memory", "64M"]).args(args), input, LIMIT))
+    Some(run(tandem().args(["run", "--guest", "standard", "--memory", "64M"]).args(args), input, LIMIT))
 }
 
 #[test]
@@ -65,7 +66,9 @@ fn input_from_files_ends() {
         [("README.md", fs::metadata("README.md").expect("README.md").len()), ("/dev/null", 0)]
     {
         let mut command = tandem();
-        command.args(["run", "--", "wc", "-c"]).stdin(fs::File::open(file).expect(file));
+        command
+            .args(["run", "--guest", "standard", "--", "wc", "-c"])
+            .stdin(fs::File::open(file).expect(file));
         let mut child = command.stdout(Stdio::piped()).spawn().expect("tandem");
         let code = common::wait(&mut child, LIMIT);
         let mut output = String::new();
@@ -170,7 +173,17 @@ fn a_directory_is_the_root_file_system() {
     let fifo = root.path().join("fifo");
     assert!(Command::new("mkfifo").arg(&fifo).status().expect("mkfifo").success());
     let script = "cat /data; stat -c %h /other; readlink /link; stat -c %F /fifo; echo changed > /data";
-    let args = ["run", "--root", root.path().to_str().expect("a path"), "--", "sh", "-c", script];
+    let args = [
+        "run",
+        "--guest",
+        "standard",
+        "--root",
+        root.path().to_str().expect("a path"),
+        "--",
+        "sh",
+        "-c",
+        script,
+    ];
     let run = run(tandem().args(args), b"", LIMIT);
     run.assert(0, "contents\n2\ndata\nfifo\n");
     assert_eq!(

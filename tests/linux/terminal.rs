@@ -35,7 +35,7 @@ impl Session {
         let found = tcgetattr(&pty.slave).expect("settings");
         let end = || Stdio::from(pty.slave.try_clone().expect("a descriptor"));
         let mut command = tandem();
-        command.arg("run").stdin(end()).stdout(end()).stderr(end());
+        command.args(["run", "--guest", "standard"]).stdin(end()).stdout(end()).stderr(end());
         // SAFETY: setsid and ioctl are async-signal-safe; nothing else runs in the new process.
         unsafe {
             command.pre_exec(|| {

@@ -43,6 +43,11 @@ impl Asm {
         self
     }
 
+    /// The code so far.
+    pub fn code(&self) -> &[u8] {
+        &self.code
+    }
+
     /// Whether the guest is entered by PVH.
     pub fn is_pvh(&self) -> bool {
         self.pvh

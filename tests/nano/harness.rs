@@ -128,7 +128,7 @@ impl Machine {
 }
 
 /// Says that a test is skipped, past libtest's capture, and counts it in the file named by `TANDEM_SKIP_LOG`.
-fn skip(test: &str, reason: &str) {
+pub fn skip(test: &str, reason: &str) {
     let _ = writeln!(std::io::stderr().lock(), "SKIPPED: {test}: {reason}");
     if let Some(path) = std::env::var_os("TANDEM_SKIP_LOG") {
         let log: std::io::Result<File> = OpenOptions::new().append(true).create(true).open(&path);

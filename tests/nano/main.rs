@@ -6,6 +6,8 @@
 mod asm;
 mod guests;
 mod harness;
+mod ring3;
+mod ring3_guests;
 
 use asm::{Asm, Width};
 use harness::{Machine, Run};
@@ -80,6 +82,43 @@ nano! {
     timeout_of_a_spinning_guest: guests::spinning(), ["--timeout", "0.2s"] => TIMED_OUT, "x", ["200ms"];
     timeout_of_a_sleeping_guest: guests::parked(), ["--timeout", "0.2s"] => TIMED_OUT, "x", ["200ms"];
     timeout_of_a_port_storm: guests::port_storm(), ["--timeout", "0.2s"] => TIMED_OUT, "x", ["200ms"];
+}
+
+/// Guests of the ring3 kind, which run where KVM is software.
+macro_rules! ring3 {
+    ($($name:ident: $guest:expr => $code:expr, $stdout:expr, $words:expr;)*) => {$(
+        #[test]
+        fn $name() {
+            if !Path::new("/sys/module/kvm_pvm").exists() {
+                return harness::skip(stringify!($name), "ring3 guests are for hosts whose KVM is software");
+            }
+            if let Some(run) = run(stringify!($name), $guest, &["--guest", "ring3"]) {
+                run.assert($code, $stdout, &$words[..]);
+            }
+        }
+    )*};
+}
+
+ring3! {
+    ring3_hello: ring3_guests::hello() => POWERED_OFF, "hi\n", [];
+    ring3_wrong_version: ring3_guests::wrong_version() => NOT_EMULATED, "", ["version 7", "CPL 0"];
+    ring3_instructions: ring3_guests::instructions() => POWERED_OFF, "ok\n", [];
+    ring3_exception_in_the_kernel: ring3_guests::exception_in_the_kernel() => POWERED_OFF, "ok\n", [];
+    ring3_exception_of_the_user: ring3_guests::exception_of_the_user() => POWERED_OFF, "ok\n", [];
+    ring3_refused_registers: ring3_guests::refused_registers() => POWERED_OFF, "GG\n", [];
+    ring3_user_ports: ring3_guests::user_ports() => POWERED_OFF, "GGGGok\n", [];
+    ring3_user_string_ports: ring3_guests::user_string_ports() => POWERED_OFF, "ok\n", [];
+    ring3_software_interrupt: ring3_guests::software_interrupt() => POWERED_OFF, "ok\n", [];
+    ring3_clock: ring3_guests::clock() => POWERED_OFF, "123ok\n", [];
+    ring3_clock_interrupts_a_loop: ring3_guests::clock_interrupts_a_loop() => POWERED_OFF, "woke\n", [];
+    ring3_window: ring3_guests::window() => POWERED_OFF, "ok\n", [];
+    ring3_serial_interrupt: ring3_guests::serial_interrupt() => POWERED_OFF, "woke\n", [];
+    ring3_console: ring3_guests::console() => POWERED_OFF, "console\nok\n", [];
+    ring3_dead_halt: ring3_guests::dead_halt() => HALTED, "x", ["halt", "CPL 3"];
+    ring3_no_gate: ring3_guests::no_gate() => TRIPLE_FAULT, "x", ["triple fault", "CPL 3", "bytes 0f 0b"];
+    ring3_lost_stack: ring3_guests::lost_stack() => TRIPLE_FAULT, "x", ["triple fault", "bytes 0f 0b"];
+    ring3_double_fault: ring3_guests::double_fault() => POWERED_OFF, "ok\n", [];
+    ring3_lost_monitor_stack: ring3_guests::lost_monitor_stack() => TRIPLE_FAULT, "x", ["triple fault"];
 }
 
 /// More than the pipe and the console's buffer hold, while nobody reads: all of it arrives, in order, before the

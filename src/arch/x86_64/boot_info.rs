@@ -86,8 +86,10 @@ pub struct BootInfo<'a> {
     pub devices: Devices<'a>,
     /// What the guest's random numbers begin with, if it is Linux; else nothing is written.
     pub rng_seed: Option<[u8; RNG_SEED_LEN]>,
-    /// Whether to write ACPI tables. The MP table is always there, for kernels without ACPI.
+    /// Whether to write ACPI tables.
     pub acpi: bool,
+    /// Whether to write the MP table, for kernels without ACPI.
+    pub mp_table: bool,
 }
 
 #[cfg(test)]
@@ -107,6 +109,7 @@ pub(super) mod tests {
             vcpus: 1,
             devices: Devices::default(),
             acpi: true,
+            mp_table: true,
         }
     }
 }

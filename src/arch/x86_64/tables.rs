@@ -22,8 +22,8 @@ pub fn check_command_line(line: &CStr, header: Option<&setup_header>) -> Result<
     if len > max { Err(TablesError::CommandLineTooLong { len, max }) } else { Ok(()) }
 }
 
-/// Writes GDT, page tables or PVH start information, zero page, command line, MP table and ACPI tables into fresh
-/// (zero) memory.
+/// Writes GDT, page tables or PVH start information, zero page, command line, and the MP table and ACPI tables
+/// asked for, into fresh (zero) memory.
 ///
 /// # Errors
 /// What `info` asks for cannot be described, or does not fit into the guest's memory.
@@ -47,7 +47,9 @@ pub fn write_tables(memory: &GuestMemoryMmap, info: &BootInfo) -> Result<(), Tab
         }
         BootProtocol::Pvh => wrote("PVH start information", pvh::write(memory, info))?,
     }
-    mptable::write(memory, info)?;
+    if info.mp_table {
+        mptable::write(memory, info)?;
+    }
     if info.acpi { acpi::write(memory, info) } else { Ok(()) }
 }
 

@@ -157,7 +157,7 @@ impl Facts {
             cgroups: Ok(Cgroups { hierarchies: vec![hierarchy] }),
             user_namespaces: UserNamespaces::default(),
             programs: Vec::new(),
-            guest: Ok(GuestManifest { flavour, version, hash }),
+            guest: Ok(GuestManifest { flavour, version, hash, sizes: Default::default() }),
         }
     }
 }

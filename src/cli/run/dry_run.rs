@@ -9,7 +9,7 @@ use crate::arch::x86_64::layout::{BOOT_TABLES, IOAPIC_LEN, IOAPIC_START};
 use crate::cli::report;
 use crate::cli::units::format_size;
 use crate::host::kvm_backend::KvmBackend;
-use crate::machine::config::{Console, MachineConfig};
+use crate::machine::config::{Console, Guest, MachineConfig};
 use crate::machine::outcome::exit_code;
 
 /// One line of the memory map.
@@ -45,8 +45,10 @@ fn areas(config: &MachineConfig) -> Vec<Area> {
     if let Some((_, place)) = &config.initramfs {
         areas.push(Area { range: place.start.0..place.start.0 + place.len, what: "  initramfs".into() });
     }
-    let ioapic = u64::from(IOAPIC_START);
-    areas.push(Area { range: ioapic..ioapic + IOAPIC_LEN, what: "IOAPIC".into() });
+    if config.guest == Guest::Standard {
+        let ioapic = u64::from(IOAPIC_START);
+        areas.push(Area { range: ioapic..ioapic + IOAPIC_LEN, what: "IOAPIC".into() });
+    }
     areas.sort_by_key(|area| (area.range.start, std::cmp::Reverse(area.range.end)));
     areas
 }
@@ -61,6 +63,7 @@ fn console(config: &MachineConfig) -> &'static str {
 
 fn to_text(config: &MachineConfig, backend: KvmBackend) -> String {
     let mut lines = vec![
+        format!("guest         {}", config.guest.name()),
         format!("kernel        {} ({})", config.kernel.path().display(), config.kernel.format()),
         format!("boot          {}", config.protocol.name()),
         format!("command line  {}", config.command_line.to_string_lossy()),
@@ -97,6 +100,7 @@ fn to_json(config: &MachineConfig, backend: KvmBackend) -> String {
         .map(|area| json!({ "start": area.range.start, "end": area.range.end, "what": area.what.trim() }))
         .collect();
     let value = json!({
+        "guest": config.guest.name(),
         "kernel": config.kernel.path(),
         "kernel_format": config.kernel.format(),
         "boot": config.protocol.name(),

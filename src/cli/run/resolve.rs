@@ -5,20 +5,25 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-use super::{Backend, RunArgs, say, stdin_is_terminal};
+use super::{Backend, RunArgs, guest, say, stdin_is_terminal};
 use crate::arch::x86_64::kernel::KernelFile;
 use crate::host::kvm_backend::KvmBackend;
-use crate::host::paths::{Paths, PathsError, STANDARD};
+use crate::host::paths::{GuestImages, Paths, PathsError};
 use crate::host::terminal::window_size;
 use crate::machine::command_line::{self, Needs};
-use crate::machine::config::{ConfigError, Console, MachineConfig, Request, Software};
+use crate::machine::config::{ConfigError, Console, Guest, MachineConfig, Request, Software};
 use crate::machine::outcome::exit_code;
 use crate::workload::cpio::{CpioError, Options, Overlay, Owner};
 use crate::workload::initramfs::{Command, CommandError, Initramfs, InitramfsError};
 use crate::workload::manifest::{DIRECTORY, INIT_PATH, PATH};
 
-/// The command's channel in the guest: COM2.
-const CHANNEL: &str = "/dev/ttyS1";
+/// The command's channel in the guest: COM2, of which a ring3 guest knows only the console.
+const fn channel(guest: Guest) -> &'static str {
+    match guest {
+        Guest::Standard => "/dev/ttyS1",
+        Guest::Ring3 => "/dev/hvc1",
+    }
+}
 /// The guest's host name.
 const HOSTNAME: &str = "tandem";
 
@@ -53,6 +58,11 @@ pub(super) enum ResolveError {
         "the kernel's command line does not start Tandem's init, which runs the command: add rdinit={INIT_PATH}"
     )]
     InitNotStarted,
+    #[error(
+        "--guest ring3 is for hosts whose KVM is software, and this one's is {0}, which executes kernel code itself: use \
+         --guest standard"
+    )]
+    Ring3OnHardware(&'static str),
     #[error("--env and --workdir are for Tandem's init in the guest: give a command, or leave out --initrd")]
     NoInit,
 }
@@ -72,9 +82,10 @@ impl ResolveError {
 /// Resolves the arguments.
 pub(super) fn resolve(args: &RunArgs, backend: &Backend) -> Result<MachineConfig, ResolveError> {
     let paths = Paths::from_env();
+    let guest = guest::choose(args, &paths, backend)?;
     let kernel = match &args.kernel {
         Some(path) => path.clone(),
-        None => paths.guest_images(STANDARD)?.kernel,
+        None => paths.guest_images(guest.name())?.kernel,
     };
     let request = Request {
         memory: args.memory,
@@ -82,15 +93,29 @@ pub(super) fn resolve(args: &RunArgs, backend: &Backend) -> Result<MachineConfig
         kernel,
         unpacker: args.unpacker(),
         boot: args.boot_choice(),
+        guest,
         console: args.console(),
         timeout: args.timeout,
     };
-    MachineConfig::new(request, |kernel, linux| software(args, &paths, backend, kernel, linux))
+    let images = Images { paths, guest };
+    MachineConfig::new(request, |kernel, linux| software(args, &images, backend, kernel, linux))
+}
+
+/// The images of the guest that boots.
+struct Images {
+    paths: Paths,
+    guest: Guest,
+}
+
+impl Images {
+    fn get(&self) -> Result<GuestImages, PathsError> {
+        self.paths.guest_images(self.guest.name())
+    }
 }
 
 fn software(
     args: &RunArgs,
-    paths: &Paths,
+    images: &Images,
     backend: &Backend,
     kernel: &KernelFile,
     linux: bool,
@@ -104,13 +129,19 @@ fn software(
     if !tandem_init && (!args.env.is_empty() || args.workdir.is_some()) {
         return Err(ResolveError::NoInit);
     }
-    let initramfs = initramfs(args, paths, built, tandem_init)?;
+    let initramfs = initramfs(args, images, built, tandem_init)?;
     if needs_init && initramfs.is_none() {
         return Err(ResolveError::NoInitramfs);
     }
-    warn(initramfs.as_ref(), backend);
-    let needs =
-        || Needs { verbose: args.verbose, software_kvm: **backend == KvmBackend::Software, tandem_init };
+    if images.guest == Guest::Standard {
+        warn(initramfs.as_ref(), backend);
+    }
+    let needs = || Needs {
+        verbose: args.verbose,
+        guest: images.guest,
+        software_kvm: **backend == KvmBackend::Software,
+        tandem_init,
+    };
     let command_line = match &args.cmdline_only {
         Some(line) => line.clone(),
         None if linux => command_line::compose(needs(), &args.cmdline),
@@ -158,11 +189,12 @@ fn warn(initramfs: Option<&Initramfs>, backend: &Backend) {
 /// The initramfs: the root file system asked for, and Tandem's own files where its init is PID 1.
 fn initramfs(
     args: &RunArgs,
-    paths: &Paths,
+    images: &Images,
     built: bool,
     tandem_init: bool,
 ) -> Result<Option<Initramfs>, ResolveError> {
-    let images = if built || tandem_init { Some(paths.guest_images(STANDARD)?) } else { None };
+    let guest = images.guest;
+    let images = if built || tandem_init { Some(images.get()?) } else { None };
     let mut overlay = Overlay::default();
     if let (true, Some(images)) = (tandem_init, &images) {
         overlay.directory(DIRECTORY, 0o755)?;
@@ -170,7 +202,7 @@ fn initramfs(
         if !built {
             overlay.file(INIT_PATH, 0o755, read(&images.dir.join("tandem-init"))?)?;
         }
-        overlay.file(PATH, 0o644, manifest(args)?)?;
+        overlay.file(PATH, 0o644, manifest(args, guest)?)?;
     }
     let none = Path::new("none");
     Ok(match (&args.root, &args.initrd, &images) {
@@ -195,7 +227,7 @@ fn read(path: &Path) -> Result<Vec<u8>, ResolveError> {
     std::fs::read(path).map_err(|source| ResolveError::Init { path: path.to_owned(), source })
 }
 
-fn manifest(args: &RunArgs) -> Result<Vec<u8>, ResolveError> {
+fn manifest(args: &RunArgs, guest: Guest) -> Result<Vec<u8>, ResolveError> {
     let interactive = args.command.is_empty();
     let variable = |text: &String| match text.split_once('=') {
         Some((name, value)) => Ok((name.into(), value.into())),
@@ -205,7 +237,7 @@ fn manifest(args: &RunArgs) -> Result<Vec<u8>, ResolveError> {
         argv: args.command.clone(),
         env: args.env.iter().map(variable).collect::<Result<_, _>>()?,
         cwd: args.workdir.clone(),
-        channel: (!interactive).then(|| CHANNEL.into()),
+        channel: (!interactive).then(|| channel(guest).into()),
         console_is_tty: interactive.then(stdin_is_terminal),
         hostname: Some(HOSTNAME.into()),
         window: window_size(io::stdin()).filter(|_| interactive).map(|size| (size.rows, size.cols)),

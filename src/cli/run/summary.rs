@@ -8,7 +8,7 @@ use super::{Backend, RunArgs, say};
 use crate::arch::x86_64::kernel::Symbols;
 use crate::host::kvm_backend::KvmBackend;
 use crate::machine::Finished;
-use crate::machine::config::{Console, MachineConfig};
+use crate::machine::config::{Console, Guest, MachineConfig};
 use crate::machine::outcome::CommandStatus;
 use crate::machine::stop::StopReason;
 use crate::milestone::{Milestone, Stamps};
@@ -40,16 +40,20 @@ pub(super) fn print(
     }
     let failed_in_guest =
         matches!(outcome.reason, StopReason::Fault(_) | StopReason::GuestPanic(_) | StopReason::Timeout(_));
-    if failed_in_guest && config.linux && **backend == KvmBackend::Software {
+    let standard = config.guest == Guest::Standard;
+    if failed_in_guest && config.linux && standard && **backend == KvmBackend::Software {
         say(format_args!("tandem: {SOFTWARE_KVM_HINT}"));
     }
     if finished.unread > 0 {
         say(format_args!("tandem: {} bytes of output were not read in time and are lost", finished.unread));
     }
     if args.json {
-        say(format_args!("{}", summary_json(stamps, finished, explanation.as_deref(), code, **backend)));
+        say(format_args!(
+            "{}",
+            summary_json(config.guest, stamps, finished, explanation.as_deref(), code, **backend)
+        ));
     } else if args.time {
-        print_milestones(stamps, **backend);
+        print_milestones(config.guest, stamps, **backend);
     }
     code
 }
@@ -61,8 +65,9 @@ fn symbols(config: &MachineConfig) -> Option<Symbols> {
     config.kernel.symbols().ok().or_else(beside)
 }
 
-fn print_milestones(stamps: &Stamps, backend: KvmBackend) {
-    say(format_args!("{:<18} {:>12}   (KVM: {})", "milestone", "ms", backend.name()));
+fn print_milestones(guest: Guest, stamps: &Stamps, backend: KvmBackend) {
+    let (guest, kvm) = (guest.name(), backend.name());
+    say(format_args!("{:<18} {:>12}   (guest: {guest}, KVM: {kvm})", "milestone", "ms"));
     for milestone in Milestone::ALL {
         match stamps.since_spawned(milestone) {
             Some(ns) => say(format_args!("{:<18} {:>12.3}", milestone.name(), ns as f64 / 1e6)),
@@ -72,6 +77,7 @@ fn print_milestones(stamps: &Stamps, backend: KvmBackend) {
 }
 
 fn summary_json(
+    guest: Guest,
     stamps: &Stamps,
     finished: &Finished,
     explanation: Option<&str>,
@@ -92,6 +98,7 @@ fn summary_json(
         "stop": finished.outcome.reason.name(),
         "explanation": explanation,
         "command": command,
+        "guest": guest.name(),
         "kvm": backend.name(),
         "spawned_monotonic_ns": stamps.get(Milestone::Spawned),
         "milestones_ns": milestones,

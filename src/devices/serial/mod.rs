@@ -17,7 +17,11 @@
 //! **Interrupts** are edges: one whenever an enabled cause becomes pending. That is a real UART's rising line, and
 //! also the causes that arrive while the line is up already, which costs at most a spurious interrupt and leaves no
 //! driver waiting for an edge it missed. OUT2 does not gate them: small guests forget it.
+//!
+//! A guest that has a cheaper way than registers uses the port as a [console](Serial::console_write): the same
+//! output, the same input, the same limits, many bytes at a time.
 
+mod console;
 mod uart;
 
 use std::io;
@@ -86,6 +90,8 @@ pub struct Serial {
     output_event: EventFd,
     input_event: EventFd,
     line: Box<dyn InterruptLine>,
+    /// Interrupt of the way past the registers, if there is one.
+    console: Option<Box<dyn InterruptLine>>,
 }
 
 impl Serial {
@@ -110,6 +116,7 @@ impl Serial {
             output_event: event()?,
             input_event: event()?,
             line,
+            console: None,
         };
         if held {
             serial.update(lock(&serial.inner), |inner| inner.uart.hold(false));
@@ -135,10 +142,14 @@ impl Serial {
     /// Exchanges `buffer`, whose contents are dropped, for all output so far. Lets a waiting guest go on.
     pub fn take_output(&self, buffer: &mut Vec<u8>) {
         buffer.clear();
-        self.update(lock(&self.inner), |inner| {
+        let room = self.update(lock(&self.inner), |inner| {
             std::mem::swap(buffer, &mut inner.output);
             inner.uart.hold(false);
+            std::mem::take(&mut inner.uart.console_waits)
         });
+        if room {
+            self.alert_console();
+        }
         if buffer.len() >= HARD_LIMIT {
             self.drained.notify_all();
         }
@@ -147,13 +158,17 @@ impl Serial {
     /// Queues input for the guest; how many of `bytes` there was room for. If not all, [`input_event`](
     /// Self::input_event) tells when to try again.
     pub fn enqueue(&self, bytes: &[u8]) -> usize {
-        self.update(lock(&self.inner), |inner| {
+        let accepted = self.update(lock(&self.inner), |inner| {
             let room = if inner.refused { 0 } else { INPUT_LIMIT.saturating_sub(inner.uart.input.len()) };
             let accepted = room.min(bytes.len());
             inner.uart.input.extend(bytes.iter().take(accepted));
             inner.refused |= accepted < bytes.len();
             accepted
-        })
+        });
+        if accepted > 0 {
+            self.alert_console();
+        }
+        accepted
     }
 
     /// The guest never waits from now on: output beyond [`HARD_LIMIT`] is lost. For the end of the machine, when

@@ -16,7 +16,7 @@ const MSR: u64 = 6;
 
 /// Counts edges.
 #[derive(Clone, Default)]
-struct Line(Arc<AtomicUsize>);
+pub(super) struct Line(Arc<AtomicUsize>);
 
 impl InterruptLine for Line {
     fn trigger(&self) {
@@ -25,12 +25,12 @@ impl InterruptLine for Line {
 }
 
 impl Line {
-    fn take(&self) -> usize {
+    pub(super) fn take(&self) -> usize {
         self.0.swap(0, Ordering::Relaxed)
     }
 }
 
-fn port(overflow: Overflow) -> (Serial, Line) {
+pub(super) fn port(overflow: Overflow) -> (Serial, Line) {
     let line = Line::default();
     (Serial::new("COM1", State::default(), overflow, Box::new(line.clone())).unwrap(), line)
 }
@@ -45,7 +45,7 @@ fn set(serial: &Serial, register: u64, value: u8) {
     serial.write(register, &[value]);
 }
 
-fn taken(serial: &Serial) -> Vec<u8> {
+pub(super) fn taken(serial: &Serial) -> Vec<u8> {
     let mut output = Vec::new();
     serial.take_output(&mut output);
     output

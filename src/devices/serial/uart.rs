@@ -91,6 +91,8 @@ pub struct State {
     pub received: usize,
     /// Host input the guest has not read, oldest first.
     pub input: VecDeque<u8>,
+    /// The guest found no room by the way past the registers, and waits to be told of some.
+    pub console_waits: bool,
 }
 
 /// `bits` if `condition` holds, else none.
@@ -116,6 +118,7 @@ impl Default for State {
             looped: VecDeque::new(),
             received: 0,
             input: VecDeque::new(),
+            console_waits: false,
         }
     }
 }
@@ -189,6 +192,16 @@ impl State {
         }
         self.received = self.input.len().min(self.fifo_len());
         self.interrupt_enable & RECEIVED != 0
+    }
+
+    /// Takes input past the registers; what was in the receive FIFO goes first, for it is the oldest.
+    pub(super) fn take_input(&mut self, buffer: &mut [u8]) -> usize {
+        let taken = buffer.len().min(self.input.len());
+        for (to, byte) in buffer.iter_mut().zip(self.input.drain(..taken)) {
+            *to = byte;
+        }
+        self.received = self.received.saturating_sub(taken);
+        taken
     }
 
     /// Holds or releases the transmitter: CTS and the transmitter-empty flags follow.

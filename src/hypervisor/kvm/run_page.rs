@@ -118,6 +118,10 @@ impl Interrupter for RunPage {
     fn clear(&self) {
         self.immediate_exit().store(0, Ordering::Release);
     }
+
+    fn flag(&self) -> Option<&AtomicU8> {
+        Some(self.immediate_exit())
+    }
 }
 
 impl Drop for RunPage {

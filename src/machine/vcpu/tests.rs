@@ -39,7 +39,7 @@ fn machine(vcpus: u8) -> (Arc<VcpuContext>, Arc<Device>) {
 }
 
 fn start(scripts: Vec<Vec<Step>>, context: &Arc<VcpuContext>) -> Vec<VcpuThread> {
-    prepare_interrupts().unwrap();
+    signal::install().unwrap();
     let start = |(id, script)| {
         let setup = Setup {
             cpuid: Vec::new(),
@@ -47,7 +47,7 @@ fn start(scripts: Vec<Vec<Step>>, context: &Arc<VcpuContext>) -> Vec<VcpuThread>
             entry: GuestAddress(0),
             protocol: BootProtocol::Linux64,
         };
-        let thread = VcpuThread::spawn(id, || Ok((FakeVcpu::new(script), ()))).unwrap();
+        let thread = VcpuThread::spawn(id, || Ok(((), FakeVcpu::new(script)))).unwrap();
         thread.start((Arc::new(setup), context.clone()));
         thread.configured().unwrap();
         thread
@@ -99,7 +99,7 @@ fn what_a_vcpu_cannot_go_on_from_is_a_fault() {
         (Step::InternalError(3, Vec::new()), FaultKind::InternalError(3)),
         (Step::FailEntry(0x8000_0021), FaultKind::EntryRefused(0x8000_0021)),
         (Step::SystemEvent(3), FaultKind::SystemEvent(3)),
-        (Step::Halt, FaultKind::UnexpectedExit("KVM_EXIT_HLT".into())),
+        (Step::Halt, FaultKind::Halted),
         (Step::Error(libc::EFAULT), FaultKind::RunFailed("Bad address (os error 14)".into())),
     ];
     for (step, kind) in cases {
@@ -166,7 +166,7 @@ fn a_panic_of_a_device_ends_the_run() {
 
 #[test]
 fn a_thread_that_is_never_started_ends() {
-    let thread = VcpuThread::spawn(0, || Ok((FakeVcpu::default(), ()))).unwrap();
+    let thread = VcpuThread::spawn(0, || Ok(((), FakeVcpu::default()))).unwrap();
     thread.created().unwrap();
     thread.created().unwrap();
     thread.join();

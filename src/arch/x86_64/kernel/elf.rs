@@ -31,6 +31,9 @@ const XEN_ELFNOTE_GUEST_OS: u32 = 6;
 /// `GNU` note that the C library's start files put into every program they are linked into.
 const NT_GNU_ABI_TAG: u32 = 1;
 
+/// Note owned by `Tandem`: version of the interface that a ring3 kernel speaks.
+const TANDEM_ELFNOTE_RING3: u32 = 1;
+
 /// Linux has one note segment; each further one may cost unpacking a payload again.
 const MAX_NOTE_SEGMENTS: usize = 4;
 
@@ -216,6 +219,8 @@ pub struct Notes {
     pub pvh_entry: Option<u64>,
     /// The ABI tag of the C library's start files: an ordinary program.
     pub program: bool,
+    /// Version of the interface that a ring3 kernel speaks.
+    pub ring3: Option<u32>,
 }
 
 impl Notes {
@@ -248,6 +253,7 @@ impl Notes {
             }
             (b"Xen\0", XEN_ELFNOTE_GUEST_OS) => self.linux |= desc.starts_with(b"linux"),
             (b"Linux\0", _) => self.linux = true,
+            (b"Tandem\0", TANDEM_ELFNOTE_RING3) => self.ring3 = u32_at(desc, 0),
             (b"GNU\0", NT_GNU_ABI_TAG) => self.program = true,
             _ => {}
         }
@@ -273,8 +279,9 @@ mod tests {
         let pvh = note(b"Xen\0", XEN_ELFNOTE_PHYS32_ENTRY, &0x100_0850_u64.to_le_bytes());
         // A property note is padded to 8 bytes, and gives its segment that alignment.
         let property = note(b"GNU\0", 5, &[0; 16]);
-        let both = [property, note(b"Linux\0", 0x101, &[0; 4]), pvh].concat();
-        let expected = Notes { linux: true, pvh_entry: Some(0x100_0850), program: false };
+        let ring3 = note(b"Tandem\0", TANDEM_ELFNOTE_RING3, &7_u32.to_le_bytes());
+        let both = [property, note(b"Linux\0", 0x101, &[0; 4]), ring3, pvh].concat();
+        let expected = Notes { linux: true, pvh_entry: Some(0x100_0850), program: false, ring3: Some(7) };
         assert_eq!((notes(4, &both), notes(8, &both)), (expected, expected));
         let padded =
             [note(b"four", 1, &[0; 4]), vec![0; 4], note(b"GNU\0", NT_GNU_ABI_TAG, &[0; 16])].concat();

@@ -142,6 +142,14 @@ impl KernelFile {
         self.linux().map_err(|reason| self.error(reason))
     }
 
+    /// The version of the interface that a ring3 kernel speaks, `None` for other kernels.
+    pub fn ring3_version(&self) -> Option<u32> {
+        match &self.content {
+            Content::Elf { notes, .. } => notes.ring3,
+            Content::Unpacked { .. } | Content::SelfExtracting { .. } => None,
+        }
+    }
+
     /// A bzImage's setup header.
     pub fn setup_header(&self) -> Option<&setup_header> {
         match &self.content {

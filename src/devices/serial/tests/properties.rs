@@ -113,16 +113,17 @@ proptest! {
 
     #[test]
     fn any_state_can_be_restored(
-        registers in any::<[u8; 7]>(), flags in any::<[bool; 4]>(), received in any::<usize>(),
+        registers in any::<[u8; 7]>(), flags in any::<[bool; 5]>(), received in any::<usize>(),
         looped in prop::collection::vec_deque(any::<u8>(), 0..40),
         input in prop::collection::vec_deque(any::<u8>(), 0..40),
         accesses in prop::collection::vec((0u64..8, any::<Option<u8>>()), 0..50),
     ) {
         let [interrupt_enable, fifo_control, line_control, modem_control, scratch, modem_changes, polls] = registers;
-        let [overrun, transmitter_event, held, rts_seen] = flags;
+        let [overrun, transmitter_event, held, rts_seen, console_waits] = flags;
         let state = State {
             interrupt_enable, fifo_control, line_control, modem_control, scratch, divisor: 0, modem_changes,
             overrun, transmitter_event, held, rts_seen, polls, looped, received, input,
+            console_waits,
         };
         let restored = Serial::new("COM1", state, Overflow::Wait, Box::new(Line::default())).unwrap();
         let again = Serial::new("COM1", restored.state(), Overflow::Wait, Box::new(Line::default())).unwrap();

@@ -1,0 +1,95 @@
+//! `tandem image`: the guests that `scripts/build-guest` has built.
+
+use std::io::{self, Write};
+
+use clap::{Args, Subcommand};
+
+use super::report;
+use super::units::format_size;
+use crate::host::paths::{GuestManifest, Paths, PathsError};
+use crate::machine::outcome::exit_code;
+
+/// Arguments of `tandem image`.
+#[derive(Debug, Args)]
+pub struct ImageArgs {
+    #[command(subcommand)]
+    command: ImageCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum ImageCommand {
+    /// List the built guests: flavour, kernel version, size of kernel and initramfs, hash of the build
+    List,
+}
+
+/// Runs the subcommand and returns Tandem's exit code.
+pub fn run(args: &ImageArgs) -> u8 {
+    match args.command {
+        ImageCommand::List => list(&Paths::from_env()),
+    }
+}
+
+fn list(paths: &Paths) -> u8 {
+    let manifests = match manifests(paths) {
+        Ok(manifests) => manifests,
+        Err(error) => {
+            report(&error);
+            return exit_code::CONFIGURATION;
+        }
+    };
+    if manifests.is_empty() {
+        super::say("tandem: no guest is built: run ./scripts/build-guest");
+        return exit_code::NOT_FOUND;
+    }
+    match io::stdout().write_all(table(&manifests).as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            report(&error);
+            exit_code::SETUP
+        }
+        _ => exit_code::POWER_OFF,
+    }
+}
+
+/// Guests that are not whole are left out: `tandem run` would not take them either.
+fn manifests(paths: &Paths) -> Result<Vec<GuestManifest>, PathsError> {
+    let flavours = paths.flavours()?;
+    Ok(flavours.iter().filter_map(|flavour| paths.guest_images(flavour).ok()?.manifest().ok()).collect())
+}
+
+fn table(manifests: &[GuestManifest]) -> String {
+    let mut text =
+        format!("{:<20} {:<22} {:>12} {:>12}   {}\n", "flavour", "kernel", "vmlinux", "initramfs", "hash");
+    for GuestManifest { flavour, version, hash, sizes } in manifests {
+        let size = |name: &str| sizes.get(name).map_or("?".into(), |bytes| format_size(bytes >> 10 << 10));
+        let (vmlinux, initramfs) = (size("vmlinux"), size("initramfs.cpio"));
+        text += &format!("{flavour:<20} {version:<22} {vmlinux:>12} {initramfs:>12}   {hash}\n");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whole_guests_are_listed() {
+        let cache = tempfile::tempdir().unwrap();
+        for (flavour, files) in
+            [("standard", &["vmlinux", "initramfs.cpio"][..]), ("ring3", &["vmlinux"]), ("store", &[])]
+        {
+            let dir = cache.path().join("guest").join(flavour);
+            std::fs::create_dir_all(&dir).unwrap();
+            let manifest = format!(
+                r#"{{"flavour": "{flavour}", "version": "6.12.1", "hash": "ab", "sizes": {{"vmlinux": 14990768}}}}"#
+            );
+            std::fs::write(dir.join("manifest.json"), manifest).unwrap();
+            files.iter().for_each(|file| std::fs::write(dir.join(file), "").unwrap());
+        }
+        let manifests = manifests(&Paths::in_cache(cache.path())).unwrap();
+        let text = table(&manifests);
+        let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+        assert_eq!(lines.len(), 2, "{text}");
+        assert_eq!(lines[1], ["standard", "6.12.1", "14639", "KiB", "?", "ab"]);
+        assert!(super::manifests(&Paths::in_cache("/nonexistent".as_ref())).unwrap().is_empty());
+    }
+}

@@ -1,0 +1,81 @@
+//! What a ring3 vCPU finds around itself.
+
+use std::sync::{Arc, OnceLock};
+
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::errno;
+
+use super::abi::{CONSOLE_LINE, CONSOLES};
+use super::controller::Controller;
+use crate::devices::serial::Serial;
+use crate::hypervisor::{InterruptLine, InterruptLines};
+
+/// A console of the guest.
+pub trait Console: Send + Sync {
+    /// Takes output; how many of the bytes.
+    fn write(&self, bytes: &[u8]) -> usize;
+    /// Gives input; how many bytes.
+    fn read(&self, buffer: &mut [u8]) -> usize;
+}
+
+impl Console for Serial {
+    fn write(&self, bytes: &[u8]) -> usize {
+        self.console_write(bytes)
+    }
+    fn read(&self, buffer: &mut [u8]) -> usize {
+        self.console_read(buffer)
+    }
+}
+
+/// Guest memory, interrupt lines, consoles.
+pub struct Board {
+    memory: GuestMemoryMmap,
+    controller: Arc<Controller>,
+    /// Set before the vCPU runs: it is made while the devices are.
+    consoles: OnceLock<[Option<Arc<dyn Console>>; CONSOLES]>,
+}
+
+impl Board {
+    /// A board without consoles.
+    pub fn new(memory: GuestMemoryMmap) -> Arc<Self> {
+        Arc::new(Self { memory, controller: Arc::default(), consoles: OnceLock::new() })
+    }
+
+    /// Connects the consoles; once.
+    pub fn connect(&self, consoles: [Option<Arc<dyn Console>>; CONSOLES]) {
+        self.consoles.get_or_init(|| consoles);
+    }
+
+    /// The line of a console.
+    ///
+    /// # Errors
+    /// None for the consoles there are.
+    pub fn console_line(&self, console: u32) -> Result<Box<dyn InterruptLine>, errno::Error> {
+        self.controller.line(CONSOLE_LINE.saturating_add(console))
+    }
+
+    /// Guest memory.
+    pub fn memory(&self) -> &GuestMemoryMmap {
+        &self.memory
+    }
+
+    /// The interrupt lines.
+    pub fn controller(&self) -> &Arc<Controller> {
+        &self.controller
+    }
+
+    pub(super) fn console(&self, number: u64) -> Option<&dyn Console> {
+        self.consoles.get()?.get(usize::try_from(number).ok()?)?.as_deref()
+    }
+
+    /// The consoles that are there, as bits.
+    pub(super) fn features(&self) -> u64 {
+        (0..CONSOLES as u64).filter(|number| self.console(*number).is_some()).map(|number| 1 << number).sum()
+    }
+}
+
+impl InterruptLines for Board {
+    fn line(&self, gsi: u32) -> Result<Box<dyn InterruptLine>, errno::Error> {
+        self.controller.line(gsi)
+    }
+}

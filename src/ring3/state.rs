@@ -1,0 +1,58 @@
+//! What the monitor knows of a vCPU: plain data, from which it can be made again.
+
+use std::ops::Range;
+
+/// Base and limit of a descriptor table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Table {
+    pub base: u64,
+    pub limit: u16,
+}
+
+/// The processor that a ring3 kernel believes to run on, as far as it is not the real one. The interrupt flag, CR2, CR3
+/// and the clock event are in the shared page.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct State {
+    /// Guest-physical address of the shared page; none until the kernel has said hello.
+    pub shared: Option<u64>,
+    /// Code in which no interrupt may be injected.
+    pub uninterruptible: Range<u64>,
+    /// Global descriptor table.
+    pub gdt: Table,
+    /// Interrupt descriptor table.
+    pub idt: Table,
+    /// Selector of the local descriptor table.
+    pub ldtr: u16,
+    /// Selector of the task-state segment.
+    pub tr: u16,
+    /// Base of the task-state segment.
+    pub tss: u64,
+    /// Control registers.
+    pub cr0: u64,
+    pub cr4: u64,
+    /// Extended feature enable register.
+    pub efer: u64,
+    /// The vCPU waits for an interrupt.
+    pub halted: bool,
+    /// Lines with an edge that the kernel has not been shown yet.
+    pub raised: u64,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            shared: None,
+            uninterruptible: 0..0,
+            gdt: Table::default(),
+            idt: Table::default(),
+            ldtr: 0,
+            tr: 0,
+            tss: 0,
+            cr0: 0,
+            cr4: 0,
+            efer: 0,
+            halted: false,
+            raised: 0,
+        }
+    }
+}

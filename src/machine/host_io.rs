@@ -196,9 +196,9 @@ impl HostIo {
             }
             self.output_at = Some(Instant::now());
             if !console.is_empty() {
-                stop = self.console_output(&console)?.or(stop);
+                stop = stop.or(self.console_output(&console)?);
             }
-            stop = self.channel_output(&framed)?.or(stop);
+            stop = stop.or(self.channel_output(&framed)?);
         }
         Ok(stop.or(self.stdout.is_closed().then_some(StopReason::OutputClosed)))
     }

@@ -97,3 +97,10 @@ release_binary=$target_dir/x86_64-unknown-linux-gnu/release/tandem
 
 # built_guest FLAVOUR: whether scripts/build-guest has made it, which it then does again without installing anything.
 built_guest() { [ -e "${TANDEM_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/tandem}/guest/$1/vmlinux" ]; }
+
+# software_kvm: whether this host's KVM is software and its processor can run the ring3 guest, which then is the one that
+# `tandem run` takes.
+software_kvm() {
+    [ -e /sys/module/kvm_pvm ] && [ ! -e /sys/module/kvm_intel ] && [ ! -e /sys/module/kvm_amd ] &&
+        grep -qw fsgsbase /proc/cpuinfo
+}

@@ -8,6 +8,8 @@ use thiserror::Error;
 
 /// The flavour of guest that `tandem run` boots unless told otherwise.
 pub const STANDARD: &str = "standard";
+/// The flavour for hosts whose KVM is software.
+pub const RING3: &str = "ring3";
 
 /// Why the guest images are not available.
 #[derive(Debug, Error)]

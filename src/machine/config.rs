@@ -12,6 +12,7 @@ use crate::arch::x86_64::layout::{BOOT_TABLES, MAX_VCPUS};
 use crate::arch::x86_64::memory_map::{MemoryMap, MemoryMapError};
 use crate::arch::x86_64::protocol::BootProtocol;
 use crate::arch::x86_64::tables::check_command_line;
+use crate::host::paths::{RING3, STANDARD};
 use crate::ring3::abi;
 use crate::workload::initramfs::Initramfs;
 
@@ -77,9 +78,22 @@ impl Guest {
     /// Its name, which is also that of the flavour that `scripts/build-guest` builds.
     pub const fn name(self) -> &'static str {
         match self {
-            Self::Standard => "standard",
-            Self::Ring3 => "ring3",
+            Self::Standard => STANDARD,
+            Self::Ring3 => RING3,
         }
+    }
+
+    /// Its name with what a reader of figures has to know.
+    pub const fn title(self) -> &'static str {
+        match self {
+            Self::Standard => STANDARD,
+            Self::Ring3 => "ring3, isolation off",
+        }
+    }
+
+    /// Whether the guest's kernel is protected from its own programs.
+    pub const fn is_isolated(self) -> bool {
+        matches!(self, Self::Standard)
     }
 }
 

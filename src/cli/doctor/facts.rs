@@ -12,7 +12,7 @@ use super::device::{Kvm, open_kvm};
 use crate::host::cgroup::Cgroups;
 use crate::host::cpu::CpuInfo;
 use crate::host::kvm_backend::KvmBackend;
-use crate::host::paths::{GuestManifest, Paths, PathsError, STANDARD};
+use crate::host::paths::{GuestManifest, Paths, PathsError, RING3, STANDARD};
 use crate::host::runtimes::{self, Program};
 
 /// Everything the findings are drawn from.
@@ -28,7 +28,7 @@ pub struct Facts {
     pub user_namespaces: UserNamespaces,
     /// Runtimes and VMMs on PATH.
     pub programs: Vec<Program>,
-    /// The standard guest, or why it is not there.
+    /// The guest that `tandem run` takes here, or why there is none.
     pub guest: Result<GuestManifest, PathsError>,
 }
 
@@ -70,9 +70,10 @@ impl Facts {
         let root = Path::new("/");
         // First of all, because it forks, which is simple only while there is one thread.
         let user_namespaces = user_namespaces(root);
-        let guest = Paths::from_env().guest_images(STANDARD).and_then(|images| images.manifest());
+        let kvm = KvmFacts::gather();
+        let guest = guest(&Paths::from_env(), kvm.backend);
         Self {
-            kvm: KvmFacts::gather(),
+            kvm,
             memory_kib: available_memory(&read("/proc/meminfo")),
             cgroups: Cgroups::detect(root).map_err(|error| error.to_string()),
             user_namespaces,
@@ -80,6 +81,15 @@ impl Facts {
             guest,
         }
     }
+}
+
+/// The ring3 guest where KVM is software, if it is built; else the standard one.
+fn guest(paths: &Paths, backend: KvmBackend) -> Result<GuestManifest, PathsError> {
+    let built = |flavour| paths.guest_images(flavour).and_then(|images| images.manifest());
+    if backend != KvmBackend::Software {
+        return built(STANDARD);
+    }
+    built(RING3).or_else(|error| built(STANDARD).map_err(|_| error))
 }
 
 impl KvmFacts {

@@ -3,7 +3,8 @@
 use super::facts::{Facts, UserNamespaces};
 use super::report::Finding;
 use crate::host::cgroup::{Cgroups, Layout};
-use crate::host::paths::PathsError;
+use crate::host::kvm_backend::KvmBackend;
+use crate::host::paths::{PathsError, STANDARD};
 use crate::host::runtimes::{KNOWN, Program};
 
 /// The default guest's memory, Tandem's own and some for the command, in KiB.
@@ -27,15 +28,22 @@ fn guest(facts: &Facts) -> Finding {
     match &facts.guest {
         Ok(guest) => {
             let hash: String = guest.hash.chars().take(12).collect();
-            Finding::ok(
-                "guest",
-                format!("Linux {}, build {hash}", guest.version),
-                "the standard guest is built",
-            )
-            .required()
+            let value = format!("Linux {}, build {hash}", guest.version);
+            let finding =
+                Finding::ok("guest", value, format!("the {} guest is built", guest.flavour)).required();
+            if facts.kvm.backend == KvmBackend::Software && guest.flavour == STANDARD {
+                return finding.warning(
+                    "run ./scripts/build-guest --flavour ring3: it starts a hundred times as fast here",
+                );
+            }
+            finding
         }
         Err(error) => {
-            let build = "run ./scripts/build-guest --flavour standard";
+            let software = facts.kvm.backend == KvmBackend::Software;
+            let build = match software {
+                true => "run ./scripts/build-guest --flavour ring3",
+                false => "run ./scripts/build-guest --flavour standard",
+            };
             let (meaning, remedy) = match error {
                 PathsError::NoCacheDir => ("no cache directory is known".into(), "set HOME or TANDEM_CACHE"),
                 PathsError::NotBuilt { missing, .. } => (format!("{} is missing", missing.display()), build),

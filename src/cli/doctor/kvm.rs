@@ -151,12 +151,12 @@ fn backend(backend: KvmBackend) -> Finding {
         KvmBackend::Svm => finding("AMD-V", native),
         KvmBackend::Software => finding(
             "software (kvm_pvm)",
-            "no VT-x or AMD-V: programs in the guest run natively, but its kernel is emulated, some 3 million \
-             instructions a second, and ordinary kernels die of their first system call",
+            "no VT-x or AMD-V: programs in the guest run natively, but ordinary kernels are emulated, some million \
+             instructions a second, and die of their first system call",
         )
         .warning(
-            "boot the kernel that ./scripts/build-guest makes (`tandem run` does by default); for other kernels, \
-             and for speed, take a host with VT-x or AMD-V",
+            "boot the kernels that ./scripts/build-guest makes (`tandem run` does by default), `--flavour ring3` for \
+             speed; for other kernels take a host with VT-x or AMD-V",
         ),
         KvmBackend::Unknown => finding(
             "unknown",

@@ -66,7 +66,7 @@ fn symbols(config: &MachineConfig) -> Option<Symbols> {
 }
 
 fn print_milestones(guest: Guest, stamps: &Stamps, backend: KvmBackend) {
-    let (guest, kvm) = (guest.name(), backend.name());
+    let (guest, kvm) = (guest.title(), backend.name());
     say(format_args!("{:<18} {:>12}   (guest: {guest}, KVM: {kvm})", "milestone", "ms"));
     for milestone in Milestone::ALL {
         match stamps.since_spawned(milestone) {
@@ -99,6 +99,7 @@ fn summary_json(
         "explanation": explanation,
         "command": command,
         "guest": guest.name(),
+        "guest_isolation": guest.is_isolated(),
         "kvm": backend.name(),
         "spawned_monotonic_ns": stamps.get(Milestone::Spawned),
         "milestones_ns": milestones,

@@ -5,6 +5,7 @@ use super::findings;
 use crate::cli::doctor::facts::{Facts, KvmFacts, UserNamespaces};
 use crate::cli::doctor::report::{Finding, State};
 use crate::host::cgroup::{Cgroups, Hierarchy, Version};
+use crate::host::kvm_backend::KvmBackend;
 use crate::host::paths::PathsError;
 use crate::host::runtimes::{NoAnswer, Program};
 
@@ -37,6 +38,20 @@ fn a_guest_not_built_blocks() {
     assert!(finding.meaning.contains("/x/vmlinux"));
     assert_eq!(finding.remedy.unwrap(), "run ./scripts/build-guest --flavour standard");
     assert!(find(PathsError::NoCacheDir).remedy.unwrap().contains("HOME"));
+}
+
+#[test]
+fn software_kvm_wants_the_ring3_guest() {
+    let mut facts = Facts::good();
+    facts.kvm.backend = KvmBackend::Software;
+    let finding = find(&facts, "guest");
+    assert_eq!((finding.state, finding.required), (State::Warning, true), "the standard guest works, slowly");
+    assert!(finding.remedy.unwrap().contains("--flavour ring3"));
+    facts.guest.as_mut().unwrap().flavour = "ring3".into();
+    let finding = find(&facts, "guest");
+    assert_eq!((finding.state, finding.meaning.as_str()), (State::Ok, "the ring3 guest is built"));
+    facts.guest = Err(PathsError::NotBuilt { flavour: "ring3".into(), missing: "/x/vmlinux".into() });
+    assert_eq!(find(&facts, "guest").remedy.unwrap(), "run ./scripts/build-guest --flavour ring3");
 }
 
 #[test]

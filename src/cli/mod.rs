@@ -13,6 +13,7 @@ use std::io::{self, Write};
 use clap::{Parser, Subcommand};
 
 use crate::host::errors::chain;
+use crate::hypervisor::kvm::KvmHypervisor;
 use crate::machine::outcome::exit_code;
 
 /// Exit codes as `--help` tells them.
@@ -52,6 +53,9 @@ enum Command {
 
 /// Parses the command line, runs the subcommand and returns the exit code.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
+    let args: Vec<_> = args.into_iter().collect();
+    // What KVM has to tell takes longer than reading the command line, and goes on beside it. Nothing is created.
+    let kvm = args.get(1).is_some_and(|subcommand| subcommand == "run").then(KvmHypervisor::open);
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) => {
@@ -63,7 +67,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
     };
     log::to_stderr();
     match cli.command {
-        Command::Run(args) => run::run(*args),
+        Command::Run(args) => run::run(*args, kvm.unwrap_or_else(KvmHypervisor::open)),
         Command::Image(args) => image::run(&args),
         Command::Doctor(args) => doctor::run(&args),
     }

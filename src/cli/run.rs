@@ -18,7 +18,7 @@ use super::units::{parse_duration, parse_size};
 use super::{doctor, report, say};
 use crate::arch::x86_64::kernel::{BootChoice, Unpacker};
 use crate::host::kvm_backend::KvmBackend;
-use crate::hypervisor::kvm::KvmHypervisor;
+use crate::hypervisor::{self, kvm::KvmHypervisor};
 use crate::machine::outcome::exit_code;
 use crate::machine::{self, config::Console};
 use crate::milestone::{Milestone, Stamps};
@@ -149,8 +149,8 @@ impl RunArgs {
     }
 }
 
-/// Runs the subcommand and returns Tandem's exit code.
-pub fn run(args: RunArgs) -> u8 {
+/// Runs the subcommand, with what came of opening KVM, and returns Tandem's exit code.
+pub fn run(args: RunArgs, kvm: hypervisor::Result<KvmHypervisor>) -> u8 {
     let stamps = Arc::new(Stamps::default());
     stamps.stamp(Milestone::Spawned);
     // Looked up if a Linux guest or a message depends on it.
@@ -166,7 +166,7 @@ pub fn run(args: RunArgs) -> u8 {
         return dry_run::print(&config, *backend, args.json);
     }
     let finished = {
-        let hypervisor = match KvmHypervisor::open() {
+        let hypervisor = match kvm {
             Ok(hypervisor) => Arc::new(hypervisor),
             Err(error) => {
                 report(&error);

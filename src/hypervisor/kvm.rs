@@ -2,8 +2,10 @@
 
 mod run_page;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
 
+use crate::host::scheduling::start_elsewhere;
 use kvm_bindings::{
     CpuId, KVM_CAP_SPLIT_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_HALTED,
     KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_SIPI_RECEIVED, KVM_MP_STATE_UNINITIALIZED, KvmIrqRouting, Msrs,
@@ -11,6 +13,7 @@ use kvm_bindings::{
     kvm_userspace_memory_region, kvm_xcr, kvm_xcrs,
 };
 use kvm_ioctls::{Cap, Kvm, SyncReg, VcpuExit, VcpuFd, VmFd};
+use nix::sys::signal::{SigSet, SigmaskHow};
 use vmm_sys_util::errno;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -26,14 +29,32 @@ fn failed(call: impl Into<String>) -> impl FnOnce(errno::Error) -> Error {
 
 /// An open /dev/kvm.
 pub struct KvmHypervisor {
-    kvm: Kvm,
+    kvm: Arc<Kvm>,
+    /// The thread that asks for the CPUID.
+    cpuid: Mutex<Option<JoinHandle<Result<Vec<kvm_cpuid_entry2>>>>>,
 }
 
 impl KvmHypervisor {
-    /// Opens /dev/kvm.
+    /// Opens /dev/kvm and asks for the CPUID in a thread of its own: that takes long and needs nothing else.
     pub fn open() -> Result<Self> {
-        Ok(Self { kvm: Kvm::new().map_err(failed("opening /dev/kvm"))? })
+        let kvm = Arc::new(Kvm::new().map_err(failed("opening /dev/kvm"))?);
+        let asked = kvm.clone();
+        // The thread takes no signals: they are for the threads that know what to do about them.
+        let mask = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK);
+        let thread = thread::Builder::new().name("cpuid".into()).spawn(move || ask_cpuid(&asked));
+        if let Ok(mask) = mask {
+            // A mask that was just in force is valid.
+            let _ = mask.thread_set_mask();
+        }
+        // Without a thread it is asked for when it is wanted.
+        let cpuid = thread.inspect(start_elsewhere).ok();
+        Ok(Self { kvm, cpuid: Mutex::new(cpuid) })
     }
+}
+
+fn ask_cpuid(kvm: &Kvm) -> Result<Vec<kvm_cpuid_entry2>> {
+    let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(failed("KVM_GET_SUPPORTED_CPUID"))?;
+    Ok(cpuid.as_slice().to_vec())
 }
 
 impl Hypervisor for KvmHypervisor {
@@ -44,9 +65,8 @@ impl Hypervisor for KvmHypervisor {
     }
 
     fn supported_cpuid(&self) -> Result<Vec<kvm_cpuid_entry2>> {
-        let cpuid =
-            self.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(failed("KVM_GET_SUPPORTED_CPUID"))?;
-        Ok(cpuid.as_slice().to_vec())
+        let thread = self.cpuid.lock().unwrap_or_else(PoisonError::into_inner).take();
+        thread.and_then(|thread| thread.join().ok()).unwrap_or_else(|| ask_cpuid(&self.kvm))
     }
 
     fn has_tsc_deadline_timer(&self) -> bool {

@@ -85,8 +85,7 @@ pub struct Machine {
     pub(super) devices: Devices,
 }
 
-/// Builds the machine: the first vCPU's thread makes the VM, this one meanwhile asks for CPUID and fills the memory,
-/// each of which takes half a millisecond.
+/// Builds the machine: the first vCPU's thread makes the VM, this one meanwhile fills the memory and makes the devices.
 ///
 /// # Errors
 /// The host or KVM refuses something, or a file has changed since the configuration was checked.

@@ -246,7 +246,11 @@ impl VcpuThread {
         };
         let handle =
             thread::Builder::new().name(format!("vcpu{id}")).spawn(body).map_err(BuildError::Thread)?;
-        start_elsewhere(&handle);
+        // The first begins where it is put, when this thread next waits: another processor tells the CPUID meanwhile, and
+        // this thread has little left to do.
+        if id != 0 {
+            start_elsewhere(&handle);
+        }
         Ok(Self { handle, start, confirmations, interrupter: OnceCell::new() })
     }
 

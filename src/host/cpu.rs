@@ -18,6 +18,8 @@ pub struct CpuInfo {
     pub vmx: bool,
     /// AMD-V is there and not hidden by a hypervisor below.
     pub svm: bool,
+    /// Programs may read and write the bases of FS and GS (CPUID leaf 7, EBX bit 0), and the host's kernel lets them.
+    pub fsgsbase: bool,
     /// This host is itself a virtual machine (CPUID leaf 1, ECX bit 31).
     pub hypervisor: bool,
 }
@@ -36,6 +38,7 @@ impl CpuInfo {
                     for flag in value.split_ascii_whitespace() {
                         info.vmx |= flag == "vmx";
                         info.svm |= flag == "svm";
+                        info.fsgsbase |= flag == "fsgsbase";
                         info.hypervisor |= flag == "hypervisor";
                     }
                 }
@@ -60,13 +63,14 @@ mod tests {
 
     #[test]
     fn reads_the_first_processor_only() {
-        let text = "processor\t: 0\nvendor_id\t: GenuineIntel\nmodel name\t: Xeon: fast\nflags\t\t: fpu vmx lm\n\n\
+        let text = "processor\t: 0\nvendor_id\t: GenuineIntel\nmodel name\t: Xeon: fast\nflags\t\t: fpu vmx lm fsgsbase\n\n\
                     processor\t: 1\nvendor_id\t: Other\nflags\t\t: svm hypervisor\n";
         let expected = CpuInfo {
             vendor: "GenuineIntel".into(),
             model: "Xeon: fast".into(),
             vmx: true,
             svm: false,
+            fsgsbase: true,
             hypervisor: false,
         };
         assert_eq!(CpuInfo::parse(text), expected);
@@ -74,7 +78,7 @@ mod tests {
 
     #[test]
     fn a_flag_is_a_whole_word() {
-        let info = CpuInfo::parse("flags : vmx_flags svm_lock xhypervisor\n");
+        let info = CpuInfo::parse("flags : vmx_flags svm_lock xhypervisor fsgsbases\n");
         assert_eq!(info, CpuInfo::default());
     }
 

@@ -155,6 +155,38 @@ fn ring3_twenty_runs_in_a_row() {
     }
 }
 
+/// Memory that reaches beyond the hole below 4 GiB, and a direct mapping that would have pages of 1 GiB.
+#[test]
+fn ring3_large_memory() {
+    const TEST: &str = "ring3_large_memory";
+    if !is_here(TEST) {
+        return;
+    }
+    let field = |text: &str, name: &str| -> u64 {
+        let line = text.lines().find_map(|line| line.strip_prefix(name)).expect("a line of /proc/meminfo");
+        line.split_ascii_whitespace().next().expect("a value").parse().expect("KiB")
+    };
+    let available = field(&std::fs::read_to_string("/proc/meminfo").expect("/proc/meminfo"), "MemAvailable:");
+    for gib in [2, 5] {
+        if available < gib << 20 {
+            skip(
+                TEST,
+                &format!("a guest of {gib} GiB needs more than the {} MiB available", available >> 10),
+            );
+            continue;
+        }
+        let script = "grep MemTotal: /proc/meminfo; head -c 8000000 /dev/zero >/tmp/file && wc -c </tmp/file";
+        let memory = format!("{gib}G");
+        let mut command = tandem();
+        command.env_remove("TANDEM_GUEST_DIR").args(["run", "--guest", "ring3", "--memory", &memory]);
+        let run = run(command.args(["--", "sh", "-c", script]), b"", LIMIT);
+        assert_eq!(run.code, Some(0), "{run:?}");
+        assert!(run.text().ends_with("\n8000000\n"), "{run:?}");
+        let total = field(&run.text(), "MemTotal:");
+        assert!(total > (gib << 20) / 100 * 95, "{memory}: {total} KiB");
+    }
+}
+
 #[test]
 fn ring3_what_cannot_work_is_refused() {
     if !is_here("ring3_what_cannot_work_is_refused") {

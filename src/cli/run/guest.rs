@@ -1,25 +1,35 @@
 //! Which guest to boot: `--guest`.
 
+use std::path::Path;
+
 use super::resolve::ResolveError;
 use super::{Backend, GuestChoice, RunArgs, say};
+use crate::host::cpu::CpuInfo;
 use crate::host::kvm_backend::KvmBackend;
 use crate::host::paths::Paths;
 use crate::machine::config::Guest;
 
-/// Decides on the guest, and says what would be faster. `cpus` and `kernel` as the user gave them.
+/// Decides on the guest, and says what would be faster. `fsgsbase` is whether the processor has that; it is asked only if
+/// the ring3 guest is possible otherwise.
 ///
 /// # Errors
 /// The ring3 guest was asked for where it cannot run.
-pub(super) fn choose(args: &RunArgs, paths: &Paths, backend: &Backend) -> Result<Guest, ResolveError> {
+pub(super) fn choose(
+    args: &RunArgs,
+    paths: &Paths,
+    backend: &Backend,
+    fsgsbase: impl FnOnce() -> bool,
+) -> Result<Guest, ResolveError> {
     match args.guest {
         GuestChoice::Standard => Ok(Guest::Standard),
         GuestChoice::Ring3 => match **backend {
             KvmBackend::Vmx | KvmBackend::Svm => Err(ResolveError::Ring3OnHardware(backend.name())),
-            KvmBackend::Software | KvmBackend::Unknown => Ok(Guest::Ring3),
+            _ if fsgsbase() => Ok(Guest::Ring3),
+            _ => Err(ResolveError::Ring3WithoutFsgsbase),
         },
         GuestChoice::Auto => {
             // In this order: what the user typed needs no look at the host.
-            if args.kernel.is_some() || args.cpus != 1 || **backend != KvmBackend::Software {
+            if args.kernel.is_some() || args.cpus != 1 || **backend != KvmBackend::Software || !fsgsbase() {
                 return Ok(Guest::Standard);
             }
             if is_built(paths) {
@@ -35,6 +45,11 @@ pub(super) fn choose(args: &RunArgs, paths: &Paths, backend: &Backend) -> Result
             Ok(Guest::Standard)
         }
     }
+}
+
+/// Whether `proc/cpuinfo` below `root` lists FSGSBASE. Where it cannot be read, KVM is to find out.
+pub(super) fn has_fsgsbase(root: &Path) -> bool {
+    CpuInfo::read(root).map_or(true, |cpu| cpu.fsgsbase)
 }
 
 /// TANDEM_GUEST_DIR may name the directory of another flavour: the manifest says which.
@@ -54,6 +69,15 @@ mod tests {
     use crate::cli::{Cli, Command};
 
     fn chosen(options: &[&str], paths: &Paths, backend: KvmBackend) -> Result<Guest, String> {
+        chosen_on(options, paths, backend, true)
+    }
+
+    fn chosen_on(
+        options: &[&str],
+        paths: &Paths,
+        backend: KvmBackend,
+        fsgsbase: bool,
+    ) -> Result<Guest, String> {
         let args = ["tandem", "run"].into_iter().chain(options.iter().copied());
         let Command::Run(args) = Cli::parse_from(args).command else { panic!("run") };
         let backend: Backend = match backend {
@@ -62,7 +86,7 @@ mod tests {
             KvmBackend::Software => LazyCell::new(|| KvmBackend::Software),
             KvmBackend::Unknown => LazyCell::new(|| KvmBackend::Unknown),
         };
-        choose(&args, paths, &backend).map_err(|error| error.to_string())
+        choose(&args, paths, &backend, || fsgsbase).map_err(|error| error.to_string())
     }
 
     fn cache(flavour: &str) -> (tempfile::TempDir, Paths) {
@@ -100,5 +124,24 @@ mod tests {
         }
         let options = ["--guest", "ring3", "--kernel", "own"];
         assert_eq!(chosen(&options, &built, KvmBackend::Software), Ok(Guest::Ring3));
+    }
+
+    #[test]
+    fn ring3_needs_fsgsbase() {
+        let (_cache, built) = cache("ring3");
+        for backend in [KvmBackend::Software, KvmBackend::Unknown] {
+            assert_eq!(chosen_on(&[], &built, backend, false), Ok(Guest::Standard));
+            let error = chosen_on(&["--guest", "ring3"], &built, backend, false).unwrap_err();
+            assert!(error.contains("FSGSBASE") && error.contains("--guest standard"), "{error}");
+        }
+        assert_eq!(ResolveError::Ring3WithoutFsgsbase.exit_code(), 126);
+
+        let root = tempfile::tempdir().unwrap();
+        assert!(has_fsgsbase(root.path()));
+        std::fs::create_dir(root.path().join("proc")).unwrap();
+        for (flags, expected) in [("fpu fsgsbase lm", true), ("fpu lm", false)] {
+            std::fs::write(root.path().join("proc/cpuinfo"), format!("flags\t\t: {flags}\n")).unwrap();
+            assert_eq!(has_fsgsbase(root.path()), expected);
+        }
     }
 }

@@ -63,6 +63,10 @@ pub(super) enum ResolveError {
          --guest standard"
     )]
     Ring3OnHardware(&'static str),
+    #[error(
+        "--guest ring3 needs a processor with FSGSBASE, and /proc/cpuinfo does not list that: use --guest standard"
+    )]
+    Ring3WithoutFsgsbase,
     #[error("--env and --workdir are for Tandem's init in the guest: give a command, or leave out --initrd")]
     NoInit,
 }
@@ -82,7 +86,7 @@ impl ResolveError {
 /// Resolves the arguments.
 pub(super) fn resolve(args: &RunArgs, backend: &Backend) -> Result<MachineConfig, ResolveError> {
     let paths = Paths::from_env();
-    let guest = guest::choose(args, &paths, backend)?;
+    let guest = guest::choose(args, &paths, backend, || guest::has_fsgsbase(Path::new("/")))?;
     let kernel = match &args.kernel {
         Some(path) => path.clone(),
         None => paths.guest_images(guest.name())?.kernel,

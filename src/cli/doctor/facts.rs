@@ -71,7 +71,7 @@ impl Facts {
         // First of all, because it forks, which is simple only while there is one thread.
         let user_namespaces = user_namespaces(root);
         let kvm = KvmFacts::gather();
-        let guest = guest(&Paths::from_env(), kvm.backend);
+        let guest = guest(&Paths::from_env(), &kvm);
         Self {
             kvm,
             memory_kib: available_memory(&read("/proc/meminfo")),
@@ -83,16 +83,21 @@ impl Facts {
     }
 }
 
-/// The ring3 guest where KVM is software, if it is built; else the standard one.
-fn guest(paths: &Paths, backend: KvmBackend) -> Result<GuestManifest, PathsError> {
+/// The ring3 guest where it can run, if it is built; else the standard one.
+fn guest(paths: &Paths, kvm: &KvmFacts) -> Result<GuestManifest, PathsError> {
     let built = |flavour| paths.guest_images(flavour).and_then(|images| images.manifest());
-    if backend != KvmBackend::Software {
+    if !kvm.takes_ring3() {
         return built(STANDARD);
     }
     built(RING3).or_else(|error| built(STANDARD).map_err(|_| error))
 }
 
 impl KvmFacts {
+    /// Whether `tandem run` takes the ring3 guest here, if it is built.
+    pub fn takes_ring3(&self) -> bool {
+        self.backend == KvmBackend::Software && self.cpu.fsgsbase
+    }
+
     /// Looks at this host, within milliseconds unless /dev/kvm opens but makes no VM.
     pub fn gather() -> Self {
         let root = Path::new("/");

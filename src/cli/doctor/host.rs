@@ -3,7 +3,6 @@
 use super::facts::{Facts, UserNamespaces};
 use super::report::Finding;
 use crate::host::cgroup::{Cgroups, Layout};
-use crate::host::kvm_backend::KvmBackend;
 use crate::host::paths::{PathsError, STANDARD};
 use crate::host::runtimes::{KNOWN, Program};
 
@@ -31,7 +30,7 @@ fn guest(facts: &Facts) -> Finding {
             let value = format!("Linux {}, build {hash}", guest.version);
             let finding =
                 Finding::ok("guest", value, format!("the {} guest is built", guest.flavour)).required();
-            if facts.kvm.backend == KvmBackend::Software && guest.flavour == STANDARD {
+            if facts.kvm.takes_ring3() && guest.flavour == STANDARD {
                 return finding.warning(
                     "run ./scripts/build-guest --flavour ring3: it starts a hundred times as fast here",
                 );
@@ -39,8 +38,7 @@ fn guest(facts: &Facts) -> Finding {
             finding
         }
         Err(error) => {
-            let software = facts.kvm.backend == KvmBackend::Software;
-            let build = match software {
+            let build = match facts.kvm.takes_ring3() {
                 true => "run ./scripts/build-guest --flavour ring3",
                 false => "run ./scripts/build-guest --flavour standard",
             };

@@ -44,6 +44,8 @@ fn a_guest_not_built_blocks() {
 fn software_kvm_wants_the_ring3_guest() {
     let mut facts = Facts::good();
     facts.kvm.backend = KvmBackend::Software;
+    assert_eq!(find(&facts, "guest").state, State::Ok, "not where the processor cannot run it");
+    facts.kvm.cpu.fsgsbase = true;
     let finding = find(&facts, "guest");
     assert_eq!((finding.state, finding.required), (State::Warning, true), "the standard guest works, slowly");
     assert!(finding.remedy.unwrap().contains("--flavour ring3"));

@@ -101,6 +101,6 @@ built_guest() { [ -e "${TANDEM_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/tandem}/gu
 # software_kvm: whether this host's KVM is software and its processor can run the ring3 guest, which then is the one that
 # `tandem run` takes.
 software_kvm() {
-    [ -e /sys/module/kvm_pvm ] && [ ! -e /sys/module/kvm_intel ] && [ ! -e /sys/module/kvm_amd ] &&
-        grep -qw fsgsbase /proc/cpuinfo
+    [ -e /sys/module/kvm_pvm ] && grep -qw fsgsbase /proc/cpuinfo &&
+        { { [ ! -e /sys/module/kvm_intel ] && [ ! -e /sys/module/kvm_amd ]; } || ! grep -qwE 'vmx|svm' /proc/cpuinfo; }
 }

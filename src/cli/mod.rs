@@ -15,6 +15,7 @@ use clap::{Parser, Subcommand};
 use crate::host::errors::chain;
 use crate::hypervisor::kvm::KvmHypervisor;
 use crate::machine::outcome::exit_code;
+use crate::milestone;
 
 /// Exit codes as `--help` tells them.
 const EXIT_CODES: &str = "\
@@ -53,6 +54,7 @@ enum Command {
 
 /// Parses the command line, runs the subcommand and returns the exit code.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
+    let began = milestone::now();
     let args: Vec<_> = args.into_iter().collect();
     // What KVM has to tell takes longer than reading the command line, and goes on beside it. Nothing is created.
     let kvm = args.get(1).is_some_and(|subcommand| subcommand == "run").then(KvmHypervisor::open);
@@ -67,7 +69,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
     };
     log::to_stderr();
     match cli.command {
-        Command::Run(args) => run::run(*args, kvm.unwrap_or_else(KvmHypervisor::open)),
+        Command::Run(args) => run::run(*args, kvm.unwrap_or_else(KvmHypervisor::open), began),
         Command::Image(args) => image::run(&args),
         Command::Doctor(args) => doctor::run(&args),
     }

@@ -149,10 +149,10 @@ impl RunArgs {
     }
 }
 
-/// Runs the subcommand, with what came of opening KVM, and returns Tandem's exit code.
-pub fn run(args: RunArgs, kvm: hypervisor::Result<KvmHypervisor>) -> u8 {
+/// Runs the subcommand, with what came of opening KVM and the time when `main` began, and returns Tandem's exit code.
+pub fn run(args: RunArgs, kvm: hypervisor::Result<KvmHypervisor>, began: u64) -> u8 {
     let stamps = Arc::new(Stamps::default());
-    stamps.stamp(Milestone::Spawned);
+    stamps.stamp_at(Milestone::Spawned, began);
     // Looked up if a Linux guest or a message depends on it.
     let backend: Backend = LazyCell::new(|| KvmBackend::detect(Path::new("/")));
     let config = match resolve::resolve(&args, &backend) {

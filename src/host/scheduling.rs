@@ -24,7 +24,8 @@ pub fn start_elsewhere<T>(handle: &JoinHandle<T>) {
     if failed != 0 || left == 0 {
         return;
     }
-    // SAFETY: the handle has not been joined, so the thread's id is valid; the sets are valid for reads of `size` bytes.
+    // SAFETY: the handle has not been joined, so it is valid; if the thread has ended already, the calls concern this one,
+    // which ends up with the set it had. The sets are valid for reads of `size` bytes.
     unsafe {
         if libc::pthread_setaffinity_np(thread, size, &others) == 0 {
             libc::pthread_setaffinity_np(thread, size, &all);

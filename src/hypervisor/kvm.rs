@@ -19,8 +19,8 @@ use vmm_sys_util::eventfd::EventFd;
 
 use self::run_page::RunPage;
 use super::{
-    Cause, Error, Exit, Hypervisor, Interrupter, MemoryRegion, Msi, Registers, Result, RunState, SyncedVcpu,
-    Vcpu, Vm,
+    Cause, Error, Exit, Hypervisor, Interrupter, MemoryRegion, Msi, RUN_CALL, Registers, Result, RunState,
+    SyncedVcpu, Vcpu, Vm,
 };
 
 fn failed(call: impl Into<String>) -> impl FnOnce(errno::Error) -> Error {
@@ -247,7 +247,7 @@ impl SyncedVcpu for KvmVcpu {
             Ok(VcpuExit::FailEntry(reason, cpu)) => Exit::FailEntry { reason, cpu },
             Ok(other) => Exit::Other { reason: format!("{other:?}") },
             Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => Exit::Interrupted,
-            Err(e) => return Err(failed("KVM_RUN")(e)),
+            Err(e) => return Err(failed(RUN_CALL)(e)),
         };
         let cause = if matches!(exit, Exit::Interrupted) { Cause::Interrupted } else { Cause::Other };
         self.returned = Returned::Plain(exit);

@@ -27,6 +27,9 @@ pub struct Error {
     pub source: errno::Error,
 }
 
+/// [`Error::call`] where guest code could not be run; all else is the host's trouble.
+pub const RUN_CALL: &str = "KVM_RUN";
+
 /// Result of a request to the hypervisor.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -95,6 +98,8 @@ pub enum RunState {
     Halted,
     /// Not started: waits for INIT and SIPI.
     Waiting,
+    /// Waits for an interrupt that may come.
+    Idle,
 }
 
 /// The host's hypervisor: makes VMs and says what their processors can do.

@@ -7,7 +7,7 @@
 use std::cell::Cell;
 use std::marker::PhantomData;
 use std::ptr;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering, compiler_fence};
 
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
@@ -17,6 +17,13 @@ thread_local! {
     /// The flag of the vCPU that this thread runs. Made by a constant and never destroyed, so that a signal handler
     /// may use it at any time.
     static FLAG: Cell<*const AtomicU8> = const { Cell::new(ptr::null()) };
+    /// The signal has come since [`has_come`] was last asked.
+    static COME: AtomicBool = const { AtomicBool::new(false) };
+}
+
+/// Whether the signal has come to the calling thread since the last call.
+pub fn has_come() -> bool {
+    COME.with(|come| come.swap(false, Ordering::AcqRel))
 }
 
 /// The signal's number.
@@ -47,6 +54,7 @@ pub fn install() -> Result<()> {
 }
 
 extern "C" fn handle(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    COME.with(|come| come.store(true, Ordering::Release));
     // SAFETY: the pointer is null, or that of a live `Running` of this very thread, which borrows the flag.
     if let Some(flag) = unsafe { FLAG.get().as_ref() } {
         flag.store(1, Ordering::Release);
@@ -64,13 +72,17 @@ impl<'a> Running<'a> {
     /// This thread runs the vCPU of this interrupter.
     pub fn new(interrupter: &'a dyn Interrupter) -> Self {
         FLAG.set(interrupter.flag().map_or(ptr::null(), ptr::from_ref));
+        // For the handler in this thread: before anything that follows.
+        compiler_fence(Ordering::SeqCst);
         Self { _flag: PhantomData, _thread: PhantomData }
     }
 }
 
 impl Drop for Running<'_> {
     fn drop(&mut self) {
+        compiler_fence(Ordering::SeqCst);
         FLAG.set(ptr::null());
+        compiler_fence(Ordering::SeqCst);
     }
 }
 

@@ -18,9 +18,10 @@ use super::stop::{StopLatch, StopReason};
 use crate::arch::x86_64::protocol::BootProtocol;
 use crate::arch::x86_64::{cpuid, msr, registers};
 use crate::devices::bus::{MmioBus, PortBus};
+use crate::host::errors::chain;
 use crate::host::memory::release_code_pages;
 use crate::host::scheduling::start_elsewhere;
-use crate::hypervisor::{Error, Exit, Interrupter, RunState, Vcpu, signal};
+use crate::hypervisor::{Error, Exit, Interrupter, RUN_CALL, RunState, Vcpu, signal};
 use crate::milestone::{Milestone, Stamps};
 
 const INTERNAL_ERROR_EMULATION: u32 = kvm_bindings::KVM_INTERNAL_ERROR_EMULATION;
@@ -93,9 +94,14 @@ impl HaltCheck {
         self.round.fetch_add(1, Ordering::SeqCst);
     }
 
+    /// The current round's number.
+    fn round(&self) -> u64 {
+        self.round.load(Ordering::SeqCst)
+    }
+
     /// A vCPU's yes. Returns true if with it all have said so in this round.
     fn halted(&self, vcpu: u8) -> bool {
-        let round = self.round.load(Ordering::SeqCst);
+        let round = self.round();
         if let Some(slot) = self.halted_in.get(usize::from(vcpu)) {
             slot.store(round, Ordering::SeqCst);
         }
@@ -106,6 +112,7 @@ impl HaltCheck {
 /// Runs a vCPU until the machine stops.
 pub fn run<V: Vcpu>(id: u8, vcpu: &mut V, context: &VcpuContext) {
     let interrupter = vcpu.interrupter();
+    let mut released_in = 0;
     while !context.latch.is_set() {
         let end = match vcpu.run() {
             Ok(Exit::Port { port, size, data }) => {
@@ -127,15 +134,23 @@ pub fn run<V: Vcpu>(id: u8, vcpu: &mut V, context: &VcpuContext) {
                 }
                 match rest(vcpu) {
                     Rest::Final if context.halt_check.halted(id) => (FaultKind::Halted, Vec::new()),
-                    // The machine idles, and the main thread sleeps again.
+                    // The machine idles, and the main thread sleeps again. Once for each question: some vCPUs come here
+                    // at every wake-up.
                     Rest::UntilInterrupt if id == 0 => {
-                        release_code_pages();
+                        let round = context.halt_check.round();
+                        if std::mem::replace(&mut released_in, round) != round {
+                            release_code_pages();
+                        }
                         continue;
                     }
                     Rest::Final | Rest::UntilInterrupt | Rest::None => continue,
                 }
             }
             Ok(exit) => kind_of(exit),
+            Err(error) if error.call != RUN_CALL => {
+                context.latch.request(StopReason::Internal(chain(&error)));
+                continue;
+            }
             Err(error) => (FaultKind::RunFailed(error.source.to_string()), Vec::new()),
         };
         let (kind, instruction) = end;
@@ -178,6 +193,7 @@ enum Rest {
 fn rest<V: Vcpu>(vcpu: &V) -> Rest {
     match vcpu.run_state() {
         Ok(RunState::Waiting) => Rest::Final,
+        Ok(RunState::Idle) => Rest::UntilInterrupt,
         Ok(RunState::Halted) => match vcpu.registers() {
             Ok((regs, _)) if regs.rflags & RFLAGS_IF == 0 => Rest::Final,
             Ok(_) => Rest::UntilInterrupt,

@@ -36,11 +36,14 @@ impl Tsc {
     /// The hypervisor does not tell.
     pub fn new(vcpu: &impl SyncedVcpu) -> Result<Self> {
         let khz = u64::from(vcpu.tsc_khz()?).max(1);
-        let guest = vcpu.msr(MSR_TSC).ok_or_else(|| Error {
+        // What passes between the two readings makes it too small.
+        let measure = |_| vcpu.msr(MSR_TSC).map(|guest| guest.wrapping_sub(host_counter()));
+        let offset = (0..3).filter_map(measure).max_by_key(|offset| offset.cast_signed());
+        let offset = offset.ok_or_else(|| Error {
             call: "KVM_GET_MSRS of the time-stamp counter".into(),
             source: errno::Error::new(libc::EINVAL),
         })?;
-        Ok(Self { offset: guest.wrapping_sub(host_counter()), khz })
+        Ok(Self { offset, khz })
     }
 
     /// Frequency in kHz.
@@ -125,6 +128,10 @@ impl Clock {
 
     /// Sets the host's timer before the guest is entered.
     pub fn start(&mut self) {
+        // One that has gone off is set no more, even if it is not yet time by the counter: the host corrects its clocks.
+        if signal::has_come() {
+            self.timer.due = NEVER;
+        }
         let due = self.armed.min(self.retry);
         let now = self.tsc.now();
         let enough = self.timer.due <= due && self.timer.due > now;

@@ -1,7 +1,7 @@
 //! Interrupt controller of a ring3 guest: lines with an edge, and how the vCPU comes to know of them.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread::{self, ThreadId};
 use std::time::Duration;
 
@@ -23,7 +23,8 @@ pub struct Controller {
 struct Target {
     thread: ThreadId,
     tid: libc::pid_t,
-    interrupter: Arc<dyn Interrupter>,
+    /// Weak, because it keeps the vCPU and with it the VM.
+    interrupter: Weak<dyn Interrupter>,
 }
 
 impl Controller {
@@ -32,7 +33,7 @@ impl Controller {
         self.vcpu.get_or_init(|| Target {
             thread: thread::current().id(),
             tid: signal::thread_id(),
-            interrupter,
+            interrupter: Arc::downgrade(&interrupter),
         });
     }
 
@@ -47,7 +48,9 @@ impl Controller {
         if target.thread == thread::current().id() || self.bell.ring() {
             return;
         }
-        target.interrupter.request();
+        if let Some(interrupter) = target.interrupter.upgrade() {
+            interrupter.request();
+        }
         signal::send(target.tid);
     }
 

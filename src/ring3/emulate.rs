@@ -33,9 +33,9 @@ const MSR_KERNEL_GS_BASE: u32 = 0xc000_0102;
 
 /// Whether the kernel may write this register of the real vCPU. Not where that would change what Tandem itself relies
 /// on or has the hypervisor write into memory or raise interrupts: the time-stamp counter and its offset, the local APIC,
-/// KVM's own registers but for the clock's.
+/// KVM's own registers but for the clock's. Nor Hyper-V's, which the guest is not offered.
 fn may_write(index: u32) -> bool {
-    !matches!(index, 0x10 | 0x1b | 0x3b | 0x6e0 | 0x800..=0x8ff | 0x4b56_4d02..=0x4b56_4dff)
+    !matches!(index, 0x10 | 0x1b | 0x3b | 0x6e0 | 0x800..=0x8ff | 0x4000_0000..=0x4000_ffff | 0x4b56_4d02..=0x4b56_4dff)
 }
 
 /// What comes after an instruction that was executed.

@@ -115,7 +115,7 @@ impl<V: SyncedVcpu> Ring3Vcpu<V> {
     /// Called first by the thread that runs the vCPU.
     fn clock(&mut self) -> Result<&mut Clock> {
         if self.clock.is_none() {
-            // Not the waker, which has the controller: neither would ever go.
+            // Not the waker, which would ring the bell once more.
             self.board.controller().attach(self.vcpu.interrupter());
         }
         Ok(match &mut self.clock {
@@ -374,7 +374,7 @@ impl<V: SyncedVcpu> Vcpu for Ring3Vcpu<V> {
 
     fn run_state(&self) -> Result<RunState> {
         // One that has halted for good says so by itself.
-        Ok(RunState::Running)
+        Ok(if self.state.halted { RunState::Idle } else { RunState::Running })
     }
 
     fn translate(&self, virtual_addr: u64) -> Option<u64> {

@@ -3,7 +3,7 @@
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 use super::abi::field;
-use super::decode::{self, MAX_LEN};
+use super::decode::{self, Instruction, MAX_LEN};
 use super::emulate::{Context, Done};
 use super::inject::{self, Event, Frame, TripleFault, deliver, gate, vector};
 use super::shared::SharedPage;
@@ -21,6 +21,9 @@ const INT: u8 = 0xcd;
 const RFLAGS_USER: u64 = 0x25_4dd5;
 /// First vector that is no exception.
 const FIRST_INTERRUPT: u64 = 32;
+/// How often an interrupt is kept off the instruction behind an STI. Each time the vCPU enters the guest and comes back
+/// without having executed it, which once may happen.
+const SHADOW_TRIES: u8 = 16;
 
 /// Why a pending interrupt was not injected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -246,8 +249,10 @@ impl<V: SyncedVcpu> Processor<'_, V> {
             registers: self.registers,
             next,
         };
+        let enables = instruction == Instruction::Sti && !self.shared.interrupts_enabled();
         let done = context.execute(instruction);
         self.registers = context.registers;
+        self.state.shadow = enables.then_some((next, SHADOW_TRIES));
         Some(done.map(|done| {
             frame.rip = next;
             self.state.halted |= done == Done::Halt;
@@ -267,6 +272,16 @@ impl<V: SyncedVcpu> Processor<'_, V> {
         Some(Event { vector, error: None })
     }
 
+    /// Whether the next instruction follows an STI that enabled interrupts: they come one instruction later (Intel SDM
+    /// vol. 2, STI), so that none comes between STI and HLT and leaves a kernel asleep.
+    fn is_in_shadow(&mut self, frame: &Frame) -> bool {
+        self.state.shadow = match self.state.shadow {
+            Some((rip, tries @ 1..)) if rip == frame.rip => Some((rip, tries - 1)),
+            _ => None,
+        };
+        self.state.shadow.is_some()
+    }
+
     /// Injects the kernel's one interrupt into a context at CPL 3.
     fn interrupt(&mut self, frame: &mut Frame) -> Result<(), Refused> {
         let vector = self.shared.get(field::IRQ_VECTOR);
@@ -281,6 +296,9 @@ impl<V: SyncedVcpu> Processor<'_, V> {
         if is_kernel(frame.rip) && !self.shared.interrupts_enabled() {
             self.shared.set(field::WANTED, 1);
             return Err(Refused::Obstacle(Obstacle::Disabled));
+        }
+        if self.is_in_shadow(frame) {
+            return Err(Refused::Obstacle(Obstacle::Moment));
         }
         self.shared.set(field::WANTED, 0);
         let event = inject::Event { vector, error: None };

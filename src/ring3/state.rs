@@ -36,6 +36,9 @@ pub struct State {
     pub halted: bool,
     /// Lines with an edge that the kernel has not been shown yet.
     pub raised: u64,
+    /// The instruction behind the STI executed last, before which no interrupt comes, and how often that may still keep
+    /// one off.
+    pub shadow: Option<(u64, u8)>,
 }
 
 impl Default for State {
@@ -53,6 +56,7 @@ impl Default for State {
             efer: 0,
             halted: false,
             raised: 0,
+            shadow: None,
         }
     }
 }

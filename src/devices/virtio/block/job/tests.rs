@@ -1,0 +1,123 @@
+use vm_memory::Bytes;
+
+use super::*;
+
+fn workshop(alignment: usize) -> Workshop {
+    let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
+    Workshop::new(Arc::new(memory), alignment)
+}
+
+fn operation(progress: Progress) -> Operation {
+    match progress {
+        Progress::Perform(operation) => operation,
+        done => panic!("{done:?}"),
+    }
+}
+
+fn status(progress: Progress) -> u8 {
+    match progress {
+        Progress::Done(status, _) => status,
+        more => panic!("{more:?}"),
+    }
+}
+
+/// The steps of a request if all goes well.
+fn steps(request: Request, durable: bool) -> Vec<(Action, u64, u64)> {
+    let mut workshop = workshop(1);
+    let mut job = Job::new(0, request, durable).unwrap();
+    let mut progress = job.advance(&mut workshop);
+    let mut steps = Vec::new();
+    loop {
+        let operation = match progress {
+            Progress::Perform(operation) => operation,
+            Progress::Done(status, error) => {
+                assert!(status == 0 && error.is_none());
+                return steps;
+            }
+        };
+        steps.push((operation.action, operation.offset, operation.len));
+        let result = Ok(operation.len);
+        progress = job.complete(Completion { operation, result }, &mut workshop);
+    }
+}
+
+#[test]
+fn requests_are_taken_apart() {
+    let data = vec![Segment { addr: 0, len: 512 }, Segment { addr: 4096, len: 512 }];
+    let write = Request::Write { offset: 1024, buffers: data.clone() };
+    assert_eq!(steps(write.clone(), false), [(Action::Write, 1024, 1024)]);
+    assert_eq!(steps(write, true), [(Action::Write, 1024, 1024), (Action::Sync, 0, 0)]);
+    assert_eq!(steps(Request::Read { offset: 0, buffers: data }, true), [(Action::Read, 0, 1024)]);
+    assert_eq!(steps(Request::Flush, true), [(Action::Sync, 0, 0)]);
+    let (a, empty, b) =
+        (Range { offset: 0, len: 512 }, Range { offset: 9, len: 0 }, Range { offset: 1024, len: 4096 });
+    assert_eq!(
+        steps(Request::Discard { ranges: vec![a, empty, b] }, true),
+        [(Action::Discard, 0, 512), (Action::Discard, 1024, 4096), (Action::Sync, 0, 0)]
+    );
+    let zeroes = Request::WriteZeroes { ranges: vec![(a, true), (b, false)] };
+    assert_eq!(steps(zeroes, false), [(Action::Discard, 0, 512), (Action::Zero, 1024, 4096)]);
+    assert!(steps(Request::Read { offset: 0, buffers: vec![] }, false).is_empty());
+}
+
+#[test]
+fn a_large_range_is_zeroed_piece_by_piece() {
+    let mut workshop = workshop(4096);
+    let len = 2 * ZEROS_AT_ONCE + 4096;
+    let ranges = vec![(Range { offset: 4096, len }, false)];
+    let mut job = Job::new(7, Request::WriteZeroes { ranges }, false).unwrap();
+    let refused = operation(job.advance(&mut workshop));
+    assert_eq!((refused.action, refused.job), (Action::Zero, 7));
+    let result = Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
+    let mut progress = job.complete(Completion { operation: refused, result }, &mut workshop);
+    let mut at = 4096;
+    for part in [ZEROS_AT_ONCE, ZEROS_AT_ONCE, 4096] {
+        let operation = operation(progress);
+        assert_eq!((operation.action, operation.offset, operation.len), (Action::Write, at, part));
+        assert!(operation.buffers.are_aligned(4096) && operation.buffers.len() == part);
+        at += part;
+        progress = job.complete(Completion { operation, result: Ok(part) }, &mut workshop);
+    }
+    assert_eq!(status(progress), 0);
+}
+
+#[test]
+fn memory_that_does_not_suit_the_storage_is_replaced() {
+    let mut workshop = workshop(512);
+    let buffers = vec![Segment { addr: 3, len: 500 }, Segment { addr: 0x1000, len: 12 }];
+    let data: Vec<u8> = (0..512u32).map(|n| n as u8).collect();
+    workshop.memory.write_slice(&data[..500], GuestAddress(3)).unwrap();
+    workshop.memory.write_slice(&data[500..], GuestAddress(0x1000)).unwrap();
+    let mut job = Job::new(0, Request::Write { offset: 0, buffers: buffers.clone() }, false).unwrap();
+    let write = operation(job.advance(&mut workshop));
+    assert!(write.buffers.are_aligned(512) && write.buffers.iovecs().len() == 1);
+    let storage = tempfile::tempfile().unwrap();
+    assert_eq!(super::super::plain::perform(&storage, &write).unwrap(), 512);
+
+    workshop.memory.write_slice(&[0xee; 0x2000], GuestAddress(0)).unwrap();
+    let mut job = Job::new(0, Request::Read { offset: 0, buffers }, false).unwrap();
+    let read = operation(job.advance(&mut workshop));
+    let result = super::super::plain::perform(&storage, &read);
+    assert_eq!(status(job.complete(Completion { operation: read, result }, &mut workshop)), 0);
+    let mut found = vec![0; 0x2000];
+    workshop.memory.read_slice(&mut found, GuestAddress(0)).unwrap();
+    let mut expected = vec![0xee; 0x2000];
+    expected[3..503].copy_from_slice(&data[..500]);
+    expected[0x1000..0x100c].copy_from_slice(&data[500..]);
+    assert!(found == expected);
+}
+
+#[test]
+fn trying_again_has_an_end() {
+    let mut workshop = workshop(1);
+    let mut job = Job::new(0, Request::Flush, false).unwrap();
+    let mut progress = job.advance(&mut workshop);
+    for _ in 0..TRIES {
+        let operation = operation(progress);
+        let result = Err(io::Error::from_raw_os_error(libc::EAGAIN));
+        progress = job.complete(Completion { operation, result }, &mut workshop);
+    }
+    let operation = operation(progress);
+    let result = Err(io::Error::from_raw_os_error(libc::EAGAIN));
+    assert_eq!(status(job.complete(Completion { operation, result }, &mut workshop)), 1);
+}

@@ -1,0 +1,141 @@
+//! A back end on io_uring: a batch of operations for each system call, performed by the kernel.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use io_uring::{IoUring, opcode, squeue, types};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::plain::fallocate_mode;
+use super::storage::{Action, Backend, Completion, Operation};
+
+/// The file among those registered with the ring.
+const FILE: types::Fixed = types::Fixed(0);
+
+/// Operations in the hands of the kernel.
+pub struct Uring {
+    ring: IoUring,
+    /// Those under way, at the place that the kernel is given as their name.
+    under_way: Vec<Option<Operation>>,
+    free: Vec<usize>,
+    /// What the kernel would not take.
+    refused: VecDeque<Completion>,
+    _file: Arc<File>,
+}
+
+impl Uring {
+    /// A back end on a file, for `depth` operations at a time.
+    ///
+    /// # Errors
+    /// The kernel has no io_uring, forbids it, or lacks an operation.
+    pub fn new(file: Arc<File>, depth: u16, wake: &EventFd) -> io::Result<Self> {
+        let ring = ring(u32::from(depth.max(1)))?;
+        let submitter = ring.submitter();
+        let mut probe = io_uring::Probe::new();
+        submitter.register_probe(&mut probe)?;
+        let needed =
+            [opcode::Readv::CODE, opcode::Writev::CODE, opcode::Fsync::CODE, opcode::Fallocate::CODE];
+        if !needed.into_iter().all(|code| probe.is_supported(code)) {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        submitter.register_files(&[file.as_raw_fd()])?;
+        // For all completions, also of what is done at once: of the others the kernel reports only some otherwise.
+        submitter.register_eventfd(wake.as_raw_fd())?;
+        let depth = usize::from(depth);
+        let (under_way, free) = ((0..depth).map(|_| None).collect(), (0..depth).rev().collect());
+        Ok(Self { ring, under_way, free, refused: VecDeque::new(), _file: file })
+    }
+
+    fn is_idle(&self) -> bool {
+        self.free.len() == self.under_way.len()
+    }
+}
+
+/// With what makes it faster where the kernel knows that.
+fn ring(entries: u32) -> io::Result<IoUring> {
+    let fast = IoUring::builder().setup_single_issuer().setup_coop_taskrun().build(entries);
+    match fast {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => IoUring::new(entries),
+        other => other,
+    }
+}
+
+fn entry(operation: &Operation) -> squeue::Entry {
+    let iovecs = operation.buffers.iovecs();
+    let (start, count) = (iovecs.as_ptr(), iovecs.len() as u32);
+    let offset = operation.offset;
+    match operation.action {
+        Action::Read => opcode::Readv::new(FILE, start, count).offset(offset).build(),
+        Action::Write => opcode::Writev::new(FILE, start, count).offset(offset).build(),
+        Action::Sync => opcode::Fsync::new(FILE).flags(types::FsyncFlags::DATASYNC).build(),
+        action @ (Action::Discard | Action::Zero) => opcode::Fallocate::new(FILE, operation.len)
+            .offset(offset)
+            .mode(fallocate_mode(action).unwrap_or(0))
+            .build(),
+    }
+}
+
+impl Backend for Uring {
+    fn push(&mut self, operation: Operation) {
+        let Some(index) = self.free.pop() else {
+            let result = Err(io::Error::from_raw_os_error(libc::EBUSY));
+            return self.refused.push_back(Completion { operation, result });
+        };
+        let entry = entry(&operation).user_data(index as u64);
+        // SAFETY: the operation, and with it its list of buffers and their memory, stays where it is until the kernel has
+        // completed it: it is kept below, and in case of need beyond this back end.
+        let full = unsafe { self.ring.submission().push(&entry) }.is_err();
+        if full {
+            self.free.push(index);
+            let result = Err(io::Error::from_raw_os_error(libc::EBUSY));
+            self.refused.push_back(Completion { operation, result });
+        } else if let Some(slot) = self.under_way.get_mut(index) {
+            *slot = Some(operation);
+        }
+    }
+
+    fn submit(&mut self) -> io::Result<()> {
+        while !self.ring.submission().is_empty() {
+            match self.ring.submit() {
+                Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
+                // The kernel is short of memory for the moment.
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EAGAIN)) => {
+                    std::thread::yield_now();
+                }
+                other => drop(other?),
+            }
+        }
+        Ok(())
+    }
+
+    fn completion(&mut self) -> Option<Completion> {
+        if let Some(refused) = self.refused.pop_front() {
+            return Some(refused);
+        }
+        let entry = self.ring.completion().next()?;
+        let index = usize::try_from(entry.user_data()).ok()?;
+        let operation = self.under_way.get_mut(index)?.take()?;
+        self.free.push(index);
+        let result = match u64::try_from(entry.result()) {
+            Ok(count) => Ok(count),
+            Err(_) => Err(io::Error::from_raw_os_error(entry.result().saturating_neg())),
+        };
+        Some(Completion { operation, result })
+    }
+}
+
+impl Drop for Uring {
+    fn drop(&mut self) {
+        // Memory that the kernel still uses must not go away.
+        while !self.is_idle() {
+            if self.ring.submit_and_wait(1).is_err_and(|error| error.raw_os_error() != Some(libc::EINTR)) {
+                self.under_way.iter_mut().for_each(|slot| std::mem::forget(slot.take()));
+                return;
+            }
+            while self.completion().is_some() {}
+        }
+    }
+}

@@ -1,5 +1,6 @@
 //! `tandem run`: boot a guest, to a shell or to run one command.
 
+mod disk;
 mod dry_run;
 mod guest;
 mod resolve;
@@ -14,6 +15,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
+use self::disk::DiskArg;
 use super::units::{parse_duration, parse_size};
 use super::{doctor, report, say};
 use crate::arch::x86_64::kernel::{BootChoice, Unpacker};
@@ -38,6 +40,12 @@ pub struct RunArgs {
     /// Directory tree to use as the guest's root file system; it is copied, never changed
     #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
+    /// Disk image or block device, raw, as the guest's next disk (/dev/vda, /dev/vdb, ...); repeatable
+    #[arg(long, value_name = "PATH[,readonly][,direct][,serial=NAME][,queues=N]")]
+    disk: Vec<DiskArg>,
+    /// Boot from the first disk: its ext4, squashfs or erofs is the guest's root file system
+    #[arg(long, requires = "disk", conflicts_with_all = ["root", "initrd"])]
+    root_disk: bool,
     /// Words to append to the kernel's command line
     #[arg(long, value_name = "WORDS", default_value = "", allow_hyphen_values = true)]
     cmdline: String,

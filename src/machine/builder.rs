@@ -116,7 +116,7 @@ pub fn build<H: Hypervisor>(
         Some(board) => Interrupts::Ring3(board),
         None => Interrupts::Apics(&*lines, Box::new(lines.clone())),
     };
-    let (devices, ports, mmio) = devices::make(config, interrupts, events.clone())?;
+    let (devices, ports, mmio) = devices::make(config, interrupts, &memory, events.clone())?;
     let setup = Setup { cpuid, linux: config.linux, entry: kernel.entry, protocol: config.protocol };
     let halt_check = HaltCheck::new(config.cpus);
     let context = Arc::new(VcpuContext { ports, mmio, memory, latch, stamps, halt_check });
@@ -228,6 +228,7 @@ fn describe_machine(
     cpuid: &[kvm_cpuid_entry2],
 ) -> Result<(), TablesError> {
     let serial = devices::serial_slots(config);
+    let virtio_mmio = devices::virtio_slots(config);
     let info = BootInfo {
         protocol: config.protocol,
         memory_map: &config.memory,
@@ -236,7 +237,7 @@ fn describe_machine(
         initramfs: config.initramfs.as_ref().map(|(_, place)| *place),
         map_page_size: cpuid::map_page_size(cpuid),
         vcpus: config.cpus,
-        devices: boot_info::Devices { serial: &serial, virtio_mmio: &[], pvpanic: true },
+        devices: boot_info::Devices { serial: &serial, virtio_mmio: &virtio_mmio, pvpanic: true },
         rng_seed: if config.linux { random::bytes() } else { None },
         // A guest of a few instructions looks at neither; not writing them saves it some pages. A ring3 kernel has no use
         // for what they describe.

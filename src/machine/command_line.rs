@@ -1,6 +1,7 @@
 //! The kernel's command line: what Tandem puts there, and why.
 
 use super::config::Guest;
+use crate::arch::x86_64::layout::virtio_slot;
 use crate::workload::manifest::INIT_PATH;
 
 /// For every Linux guest.
@@ -44,6 +45,8 @@ pub struct Needs {
     pub software_kvm: bool,
     /// PID 1 is the init that Tandem adds to the initramfs.
     pub tandem_init: bool,
+    /// Number of virtio-mmio devices that the kernel finds nowhere else.
+    pub virtio_devices: usize,
 }
 
 /// The command line: Tandem's words, then the user's, which win where a word is given twice.
@@ -57,6 +60,9 @@ pub fn compose(needs: Needs, appended: &str) -> String {
     let mut words: Vec<_> = base.iter().chain(quiet).chain(special).map(|word| (*word).to_owned()).collect();
     if needs.tandem_init {
         words.push(format!("rdinit={INIT_PATH}"));
+    }
+    for slot in (0..needs.virtio_devices).map_while(virtio_slot) {
+        words.push(format!("virtio_mmio.device={}K@{:#x}:{}", slot.len >> 10, slot.base, slot.gsi));
     }
     words.push(appended.trim().to_owned());
     words.join(" ").trim_end().to_owned()
@@ -72,6 +78,13 @@ mod tests {
         assert!(line.starts_with("console=ttyS0 "));
         assert!(line.ends_with(" quiet rdinit=/.tandem/init debug loglevel=8"));
         assert!(!line.contains("noxsave"));
+    }
+
+    #[test]
+    fn devices_are_named_in_their_order() {
+        let line = compose(Needs { virtio_devices: 2, guest: Guest::Ring3, ..Needs::default() }, "debug");
+        let words = "virtio_mmio.device=4K@0xd0000000:16 virtio_mmio.device=4K@0xd0001000:17 debug";
+        assert!(line.ends_with(words), "{line}");
     }
 
     #[test]

@@ -8,10 +8,11 @@ use thiserror::Error;
 
 use crate::arch::x86_64::boot_info::{self, TablesError};
 use crate::arch::x86_64::kernel::{BootChoice, KernelError, KernelFile, Reason, Reserved, Unpacker};
-use crate::arch::x86_64::layout::{BOOT_TABLES, MAX_VCPUS};
+use crate::arch::x86_64::layout::{BOOT_TABLES, MAX_VCPUS, VIRTIO_GSIS};
 use crate::arch::x86_64::memory_map::{MemoryMap, MemoryMapError};
 use crate::arch::x86_64::protocol::BootProtocol;
 use crate::arch::x86_64::tables::check_command_line;
+use crate::devices::virtio::block::disk::{Disk, DiskError, DiskOptions, Engine};
 use crate::host::paths::{RING3, STANDARD};
 use crate::ring3::abi;
 use crate::workload::initramfs::Initramfs;
@@ -40,6 +41,12 @@ pub enum ConfigError {
     /// A ring3 kernel of other times.
     #[error("{} speaks version {theirs} of the ring3 interface, this Tandem {}: build it again", path.display(), abi::VERSION)]
     Ring3Version { path: PathBuf, theirs: u32 },
+    /// A disk.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// More disks than interrupts for them.
+    #[error("{0} disks: a machine has interrupts for {max}; use fewer --disk", max = VIRTIO_GSIS.len())]
+    Disks(usize),
     /// The command line's length.
     #[error(transparent)]
     CommandLine(#[from] TablesError),
@@ -51,7 +58,11 @@ pub enum ConfigError {
 impl ConfigError {
     /// Whether it is a file that does not exist.
     pub fn is_not_found(&self) -> bool {
-        matches!(self, Self::Kernel(error) if matches!(error.reason, Reason::Absent))
+        match self {
+            Self::Kernel(error) => matches!(error.reason, Reason::Absent),
+            Self::Disk(error) => error.is_not_found(),
+            _ => false,
+        }
     }
 }
 
@@ -114,6 +125,10 @@ pub struct Request {
     pub guest: Guest,
     /// What the first serial port is.
     pub console: Console,
+    /// The disks, in the order in which the guest numbers them.
+    pub disks: Vec<DiskOptions>,
+    /// How operations on them are performed where the host lets it.
+    pub disk_engine: Engine,
     /// Time limit.
     pub timeout: Option<Duration>,
 }
@@ -149,6 +164,8 @@ pub struct MachineConfig {
     /// The initramfs and where it goes.
     pub initramfs: Option<(Initramfs, boot_info::Initramfs)>,
     pub console: Console,
+    /// The disks, open and locked.
+    pub disks: Vec<Disk>,
     pub command: bool,
     pub tandem_init: bool,
     pub escape_key: bool,
@@ -164,10 +181,10 @@ impl MachineConfig {
     /// Whatever cannot work; see [`ConfigError`]. Errors of `software` are passed on.
     pub fn new<E: From<ConfigError>>(
         request: Request,
-        software: impl FnOnce(&KernelFile, bool) -> Result<Software, E>,
+        software: impl FnOnce(&KernelFile, bool, &[Disk]) -> Result<Software, E>,
     ) -> Result<Self, E> {
         let hardware = Hardware::new(&request)?;
-        let software = software(&hardware.kernel, hardware.linux)?;
+        let software = software(&hardware.kernel, hardware.linux, &hardware.disks)?;
         Ok(hardware.complete(request, software)?)
     }
 }
@@ -192,6 +209,7 @@ struct Hardware {
     kernel: KernelFile,
     linux: bool,
     protocol: BootProtocol,
+    disks: Vec<Disk>,
 }
 
 impl Hardware {
@@ -208,11 +226,16 @@ impl Hardware {
         kernel.check_fit(&memory.ram().collect::<Vec<_>>(), &reserved)?;
         let linux = kernel.is_linux()?;
         check_guest(request.guest, &kernel, linux)?;
-        Ok(Self { memory, cpus, kernel, linux, protocol })
+        if request.disks.len() > VIRTIO_GSIS.len() {
+            return Err(ConfigError::Disks(request.disks.len()));
+        }
+        let open = |options| Disk::open(options, request.disk_engine);
+        let disks = request.disks.iter().map(open).collect::<Result<_, _>>()?;
+        Ok(Self { memory, cpus, kernel, linux, protocol, disks })
     }
 
     fn complete(self, request: Request, software: Software) -> Result<MachineConfig, ConfigError> {
-        let Self { memory, cpus, kernel, linux, protocol } = self;
+        let Self { memory, cpus, kernel, linux, protocol, disks } = self;
         let command_line = CString::new(software.command_line)?;
         check_command_line(&command_line, kernel.setup_header())?;
         let place = |initramfs: Initramfs| {
@@ -232,6 +255,7 @@ impl Hardware {
             command_line,
             initramfs,
             console: request.console,
+            disks,
             command: software.command,
             tandem_init: software.tandem_init,
             escape_key: software.escape_key,
@@ -258,9 +282,11 @@ mod tests {
             boot: BootChoice::Auto,
             guest,
             console: Console::Interactive,
+            disks: Vec::new(),
+            disk_engine: Engine::Plain,
             timeout: None,
         };
-        MachineConfig::new(request, |_, _| Ok(Software::default()))
+        MachineConfig::new(request, |_, _, _| Ok(Software::default()))
     }
 
     #[test]

@@ -4,16 +4,19 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
 use thiserror::Error;
+use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::errno;
 
 use super::config::{Console, MachineConfig};
 use super::host_io::SerialEnd;
 use crate::arch::DeviceSlot;
-use crate::arch::x86_64::layout::{COM1, COM2, IOAPIC_LEN, IOAPIC_START, PVPANIC_PORT};
+use crate::arch::x86_64::layout::{COM1, COM2, IOAPIC_LEN, IOAPIC_START, PVPANIC_PORT, virtio_slot};
 use crate::devices::bus::{BusDevice, BusError, MmioBus, PortBus, Slot};
 use crate::devices::serial::{self, Overflow, Serial, SerialError};
+use crate::devices::virtio::block::Block;
+use crate::devices::virtio::{self, Transport, TransportError};
 use crate::devices::{MachineEvents, i8042, ioapic, power, probe, pvpanic, rtc};
-use crate::hypervisor::InterruptLines;
+use crate::hypervisor::{InterruptLine, InterruptLines};
 use crate::milestone::probe as protocol;
 use crate::ring3;
 
@@ -26,6 +29,9 @@ pub enum DevicesError {
     /// A serial port lacks a descriptor.
     #[error("cannot make a serial port")]
     Serial(#[from] SerialError),
+    /// A disk lacks a descriptor.
+    #[error("cannot make a disk")]
+    Disk(#[from] TransportError),
     /// There are no descriptors left.
     #[error("cannot make an interrupt line")]
     Line(#[source] errno::Error),
@@ -42,6 +48,11 @@ pub struct Devices {
 /// Where the serial ports are, for the tables.
 pub fn serial_slots(config: &MachineConfig) -> Vec<DeviceSlot> {
     std::iter::once(COM1).chain(config.command.then_some(COM2)).collect()
+}
+
+/// Where the disks are, for the tables.
+pub fn virtio_slots(config: &MachineConfig) -> Vec<DeviceSlot> {
+    (0..config.disks.len()).map_while(virtio_slot).collect()
 }
 
 impl Devices {
@@ -78,6 +89,14 @@ pub enum Interrupts<'a> {
 }
 
 impl Interrupts<'_> {
+    fn line(&self, slot: DeviceSlot) -> Result<Box<dyn InterruptLine>, DevicesError> {
+        let lines: &dyn InterruptLines = match self {
+            Self::Apics(lines, _) => *lines,
+            Self::Ring3(board) => *board,
+        };
+        lines.line(slot.gsi).map_err(DevicesError::Line)
+    }
+
     fn serial(
         &self,
         name: &'static str,
@@ -85,12 +104,7 @@ impl Interrupts<'_> {
         slot: DeviceSlot,
         overflow: Overflow,
     ) -> Result<Arc<Serial>, DevicesError> {
-        let lines: &dyn InterruptLines = match self {
-            Self::Apics(lines, _) => *lines,
-            Self::Ring3(board) => *board,
-        };
-        let line = lines.line(slot.gsi).map_err(DevicesError::Line)?;
-        let serial = Serial::new(name, serial::State::default(), overflow, line)?;
+        let serial = Serial::new(name, serial::State::default(), overflow, self.line(slot)?)?;
         Ok(Arc::new(match self {
             Self::Apics(..) => serial,
             Self::Ring3(board) => {
@@ -107,6 +121,7 @@ impl Interrupts<'_> {
 pub fn make(
     config: &MachineConfig,
     interrupts: Interrupts,
+    memory: &GuestMemoryMmap,
     events: Arc<dyn MachineEvents>,
 ) -> Result<(Devices, PortBus, MmioBus), DevicesError> {
     let overflow = match config.console {
@@ -116,7 +131,8 @@ pub fn make(
     let com1 = interrupts.serial("COM1", 0, COM1, overflow)?;
     let com2 = config.command.then(|| interrupts.serial("COM2", 1, COM2, Overflow::Wait)).transpose()?;
     let ports = ports(&com1, com2.as_ref(), events)?;
-    let mmio = match interrupts {
+    let disks = disks(config, &interrupts, memory)?;
+    let mut mmio = match interrupts {
         Interrupts::Apics(_, router) => {
             let device = Arc::new(ioapic::IoApic::new(ioapic::State::default(), router));
             vec![Slot { base: IOAPIC_START.into(), len: IOAPIC_LEN, device }]
@@ -127,7 +143,23 @@ pub fn make(
             Vec::new()
         }
     };
+    mmio.extend(disks);
     Ok((Devices { com1, com2 }, ports, MmioBus::new(mmio)?))
+}
+
+fn disks(
+    config: &MachineConfig,
+    interrupts: &Interrupts,
+    memory: &GuestMemoryMmap,
+) -> Result<Vec<Slot>, DevicesError> {
+    let mut slots = Vec::with_capacity(config.disks.len());
+    for (index, (disk, slot)) in config.disks.iter().zip(virtio_slots(config)).enumerate() {
+        let block = Box::new(Block::new(disk, index, memory.clone()));
+        let line = interrupts.line(slot)?;
+        let device = Arc::new(Transport::new(block, virtio::State::default(), memory.clone(), line)?);
+        slots.push(Slot { base: slot.base, len: slot.len, device });
+    }
+    Ok(slots)
 }
 
 fn ports(

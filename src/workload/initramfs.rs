@@ -7,7 +7,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-pub use command::{Command, CommandError};
+pub use command::{Command, CommandError, Root};
 
 use super::cpio::{CpioError, Options, Overlay, Tree, Warning};
 

@@ -30,6 +30,13 @@ pub const WINDOW: &str = "window";
 /// Value of TERM for an interactive shell.
 pub const TERM: &str = "term";
 
+/// Device of the root file system, to be mounted in place of the initramfs, e.g. `/dev/vda`. Absent: none.
+pub const ROOT: &str = "root";
+/// Type of that file system.
+pub const ROOT_TYPE: &str = "roottype";
+/// `1`: it is mounted read-only, below an overlay in memory that takes what is written.
+pub const ROOT_OVERLAY: &str = "rootoverlay";
+
 /// Splits the file into records; a record without `=` is skipped.
 pub fn records(bytes: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
     bytes.split(|b| *b == 0).filter_map(|record| {

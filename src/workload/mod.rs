@@ -2,5 +2,6 @@
 
 pub mod channel;
 pub mod cpio;
+pub mod file_system;
 pub mod initramfs;
 pub mod manifest;

@@ -20,6 +20,17 @@ pub struct Window {
     pub columns: u16,
 }
 
+/// A disk to become the root file system.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Root {
+    /// Its device; empty if the initramfs stays the root.
+    pub device: OsString,
+    /// Type of its file system.
+    pub file_system: OsString,
+    /// Mount it read-only, below an overlay in memory.
+    pub overlay: bool,
+}
+
 /// The manifest's content.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Config {
@@ -39,6 +50,8 @@ pub struct Config {
     pub window: Option<Window>,
     /// TERM of the interactive shell.
     pub term: OsString,
+    /// The root file system.
+    pub root: Root,
 }
 
 impl Default for Config {
@@ -52,6 +65,7 @@ impl Default for Config {
             hostname: OsString::from("tandem"),
             window: None,
             term: OsString::from("vt100"),
+            root: Root::default(),
         }
     }
 }
@@ -71,6 +85,9 @@ impl Config {
                 manifest::HOSTNAME => config.hostname = text.into(),
                 manifest::WINDOW => config.window = window(value),
                 manifest::TERM => config.term = text.into(),
+                manifest::ROOT => config.root.device = text.into(),
+                manifest::ROOT_TYPE => config.root.file_system = text.into(),
+                manifest::ROOT_OVERLAY => config.root.overlay = value == b"1",
                 _ => {}
             }
         }
@@ -120,7 +137,7 @@ mod tests {
     fn every_key_is_understood() {
         let config = Config::parse(
             b"arg=sh\0arg=-c\0arg=a=b\0env=A=1=2\0env=PATH=/x\0cwd=/tmp\0channel=/dev/ttyS1\0tty=0\0\
-              hostname=h\0window=24x80\0term=xterm\0later=1\0",
+              hostname=h\0window=24x80\0term=xterm\0later=1\0root=/dev/vda\0roottype=ext4\0rootoverlay=1\0",
         );
         assert_eq!(config.args, ["sh", "-c", "a=b"]);
         assert_eq!(config.env[0], ("A".into(), "1=2".into()));
@@ -134,6 +151,8 @@ mod tests {
         assert_eq!(config.hostname, "h");
         assert_eq!(config.window, Some(Window { rows: 24, columns: 80 }));
         assert_eq!(config.term, "xterm");
+        let root = Root { device: "/dev/vda".into(), file_system: "ext4".into(), overlay: true };
+        assert_eq!(config.root, root);
     }
 
     #[test]

@@ -19,6 +19,7 @@ mod manifest;
 #[path = "../../../src/milestone/probe.rs"]
 mod probe;
 mod reporter;
+mod root;
 mod shell;
 mod signals;
 mod system;
@@ -51,12 +52,14 @@ pub extern "C" fn main(_argc: libc::c_int, _argv: *const *const libc::c_char) ->
 /// Does everything and ends the machine.
 fn run(reporter: Reporter) -> io::Result<std::convert::Infallible> {
     let signals = Signals::open()?;
+    // From the initramfs: afterwards that may be gone.
+    let config = Config::parse(&fs::read(manifest::PATH).unwrap_or_default());
+    root::enter(&config.root)?;
     system::mount_all();
     applets::link();
     open_standard_streams();
     // SAFETY: plain system call. Ctrl-Alt-Del is to send SIGINT instead of a reset at once.
     unsafe { libc::reboot(libc::RB_DISABLE_CAD) };
-    let config = Config::parse(&fs::read(manifest::PATH).unwrap_or_default());
     system::set_hostname(&config.hostname);
     system::bring_loopback_up();
 

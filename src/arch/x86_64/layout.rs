@@ -90,8 +90,9 @@ pub const COM1: DeviceSlot = DeviceSlot { base: 0x3f8, len: 8, gsi: 4 };
 /// Second serial port: the raw channel of the workload.
 pub const COM2: DeviceSlot = DeviceSlot { base: 0x2f8, len: 8, gsi: 3 };
 /// Pins for virtio-mmio devices, in the order they are given out. First those above the sixteen of ISA, then the free
-/// ones of ISA: not those which drivers claim by number (0 timer, 1 and 12 keyboard and mouse, 8 clock), nor 2.
-pub const VIRTIO_GSIS: [u32; 17] = [16, 17, 18, 19, 20, 21, 22, 23, 5, 6, 7, 9, 10, 11, 13, 14, 15];
+/// ones of ISA: not those which drivers claim by number (0 timer, 1 and 12 keyboard and mouse, 8 clock, 9 ACPI), nor 2.
+/// Lines 8 and 9 of a ring3 guest are its consoles.
+pub const VIRTIO_GSIS: [u32; 16] = [16, 17, 18, 19, 20, 21, 22, 23, 5, 6, 7, 10, 11, 13, 14, 15];
 
 /// ACPI sleep control register (ACPI 6.5, 4.8.3.7).
 pub const SLEEP_CONTROL_PORT: u16 = 0x600;

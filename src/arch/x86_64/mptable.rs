@@ -170,6 +170,6 @@ mod tests {
         let devices = Devices { serial: &[COM1, COM2], virtio_mmio: &virtio, pvpanic: true };
         write(&memory, &BootInfo { vcpus: MAX_VCPUS, devices, ..info(&memory_map) }).unwrap();
         let [cpus, _, _, interrupts, _] = parse(&memory);
-        assert_eq!((cpus.len(), interrupts.len()), (254, 19));
+        assert_eq!((cpus.len(), interrupts.len()), (254, 18));
     }
 }

@@ -112,7 +112,7 @@ mod tests {
         let memory_map = MemoryMap::new(64 << 20).unwrap();
         for protocol in [BootProtocol::Linux64, BootProtocol::Pvh] {
             let memory = memory();
-            let virtio: Vec<_> = (0..17).filter_map(virtio_slot).collect();
+            let virtio: Vec<_> = (0..16).filter_map(virtio_slot).collect();
             let devices = Devices { serial: &[COM1], virtio_mmio: &virtio, pvpanic: true };
             let map_page_size = MapPageSize::Mib2;
             let info = BootInfo { protocol, vcpus: MAX_VCPUS, devices, map_page_size, ..info(&memory_map) };

@@ -5,9 +5,11 @@ use std::ops::Range;
 
 use serde_json::json;
 
-use crate::arch::x86_64::layout::{BOOT_TABLES, IOAPIC_LEN, IOAPIC_START};
+use crate::arch::x86_64::layout::{BOOT_TABLES, IOAPIC_LEN, IOAPIC_START, virtio_slot};
 use crate::cli::report;
 use crate::cli::units::format_size;
+use crate::devices::virtio::block::disk::{Disk, Engine};
+use crate::host::errors::chain;
 use crate::host::kvm_backend::KvmBackend;
 use crate::machine::config::{Console, Guest, MachineConfig};
 use crate::machine::outcome::exit_code;
@@ -49,8 +51,66 @@ fn areas(config: &MachineConfig) -> Vec<Area> {
         let ioapic = u64::from(IOAPIC_START);
         areas.push(Area { range: ioapic..ioapic + IOAPIC_LEN, what: "IOAPIC".into() });
     }
+    for (index, slot) in (0..config.disks.len()).map_while(virtio_slot).enumerate() {
+        let what = format!("{}, interrupt {}", device_name(index), slot.gsi);
+        areas.push(Area { range: slot.base..slot.base + slot.len, what });
+    }
     areas.sort_by_key(|area| (area.range.start, std::cmp::Reverse(area.range.end)));
     areas
+}
+
+/// Linux' name of a disk: no machine has more than there are letters.
+fn device_name(index: usize) -> String {
+    let letter = u8::try_from(index).ok().and_then(|index| b'a'.checked_add(index)).unwrap_or(b'?');
+    format!("/dev/vd{}", char::from(letter))
+}
+
+/// How the host performs operations on a disk, found out by trying; and why not by io_uring.
+fn engine(disk: &Disk) -> (Engine, Option<String>) {
+    match disk.engine() {
+        Engine::Plain => (Engine::Plain, None),
+        Engine::Uring => match Engine::try_uring(disk.file().clone()) {
+            Ok(()) => (Engine::Uring, None),
+            Err(error) => (Engine::Plain, Some(chain(&error))),
+        },
+    }
+}
+
+fn disk_line(index: usize, disk: &Disk) -> String {
+    let geometry = disk.geometry();
+    let (engine, reason) = engine(disk);
+    let reason = reason.map_or(String::new(), |reason| format!(" (no io_uring: {reason})"));
+    let mut line = format!(
+        "disk          {} {}, {}, {}{reason}",
+        device_name(index),
+        disk.path().display(),
+        format_size(geometry.len),
+        engine.name()
+    );
+    if !geometry.writable {
+        line += ", read-only";
+    }
+    if disk.is_direct() {
+        line += ", past the host's cache";
+    }
+    if geometry.queues > 1 {
+        line += &format!(", {} queues", geometry.queues);
+    }
+    line
+}
+
+fn disk_json(index: usize, disk: &Disk) -> serde_json::Value {
+    let geometry = disk.geometry();
+    json!({
+        "device": device_name(index),
+        "path": disk.path(),
+        "bytes": geometry.len,
+        "engine": engine(disk).0.name(),
+        "readonly": !geometry.writable,
+        "direct": disk.is_direct(),
+        "queues": geometry.queues,
+        "serial": disk.serial(),
+    })
 }
 
 fn console(config: &MachineConfig) -> &'static str {
@@ -72,6 +132,7 @@ fn to_text(config: &MachineConfig, backend: KvmBackend) -> String {
         Some((initramfs, _)) => lines.push(format!("initramfs     {} bytes", initramfs.len())),
         None => lines.push("initramfs     none".into()),
     }
+    lines.extend(config.disks.iter().enumerate().map(|(index, disk)| disk_line(index, disk)));
     lines.extend([
         format!("memory        {}", format_size(config.memory.size())),
         format!("vCPUs         {}", config.cpus),
@@ -107,6 +168,7 @@ fn to_json(config: &MachineConfig, backend: KvmBackend) -> String {
         "boot": config.protocol.name(),
         "command_line": config.command_line.to_string_lossy(),
         "initramfs_bytes": config.initramfs.as_ref().map(|(initramfs, _)| initramfs.len()),
+        "disks": config.disks.iter().enumerate().map(|(n, disk)| disk_json(n, disk)).collect::<Vec<_>>(),
         "memory_bytes": config.memory.size(),
         "vcpus": config.cpus,
         "console": console(config),

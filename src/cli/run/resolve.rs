@@ -1,12 +1,15 @@
 //! From what the user typed to a machine's configuration: default images, initramfs, manifest, command line.
 
+use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
+use super::disk::{self, DiskArg};
 use super::{Backend, RunArgs, guest, say, stdin_is_terminal};
 use crate::arch::x86_64::kernel::KernelFile;
+use crate::devices::virtio::block::disk::Disk;
 use crate::host::kvm_backend::KvmBackend;
 use crate::host::paths::{GuestImages, Paths, PathsError};
 use crate::host::terminal::window_size;
@@ -14,7 +17,7 @@ use crate::machine::command_line::{self, Needs};
 use crate::machine::config::{ConfigError, Console, Guest, MachineConfig, Request, Software};
 use crate::machine::outcome::exit_code;
 use crate::workload::cpio::{CpioError, Options, Overlay, Owner};
-use crate::workload::initramfs::{Command, CommandError, Initramfs, InitramfsError};
+use crate::workload::initramfs::{Command, CommandError, Initramfs, InitramfsError, Root};
 use crate::workload::manifest::{DIRECTORY, INIT_PATH, PATH};
 
 /// The command's channel in the guest: COM2, of which a ring3 guest knows only the console.
@@ -49,10 +52,10 @@ pub(super) enum ResolveError {
         source: io::Error,
     },
     #[error(
-        "a command or --root needs a Linux guest with an initramfs: leave out --initrd none, or the command"
+        "a command or a root needs a Linux guest with an initramfs: leave out --initrd none, or the command"
     )]
     NoInitramfs,
-    #[error("a command or --root needs a Linux guest, and {} is not one", .0.display())]
+    #[error("a command or a root needs a Linux guest, and {} is not one", .0.display())]
     NotLinux(PathBuf),
     #[error(
         "the kernel's command line does not start Tandem's init, which runs the command: add rdinit={INIT_PATH}"
@@ -67,6 +70,19 @@ pub(super) enum ResolveError {
         "--guest ring3 needs a processor with FSGSBASE, and /proc/cpuinfo does not list that: use --guest standard"
     )]
     Ring3WithoutFsgsbase,
+    #[error("{variable}={}: the engines are io_uring and plain", wanted.display())]
+    Engine { variable: &'static str, wanted: OsString },
+    #[error("--root-disk needs a --disk")]
+    NoRootDisk,
+    #[error("cannot read the file system of {}", path.display())]
+    RootDisk { path: PathBuf, source: io::Error },
+    #[error("{} holds no ext4, squashfs or erofs to boot from: make one with tandem image create", .0.display())]
+    NoFileSystem(PathBuf),
+    #[error(
+        "{} holds an {file_system} file system, which the built guest's kernel does not have: use ext4 or squashfs",
+        path.display()
+    )]
+    UnknownFileSystem { path: PathBuf, file_system: &'static str },
     #[error("--env and --workdir are for Tandem's init in the guest: give a command, or leave out --initrd")]
     NoInit,
 }
@@ -99,10 +115,12 @@ pub(super) fn resolve(args: &RunArgs, backend: &Backend) -> Result<MachineConfig
         boot: args.boot_choice(),
         guest,
         console: args.console(),
+        disks: args.disk.iter().map(|DiskArg(options)| options.clone()).collect(),
+        disk_engine: disk::engine()?,
         timeout: args.timeout,
     };
     let images = Images { paths, guest };
-    MachineConfig::new(request, |kernel, linux| software(args, &images, backend, kernel, linux))
+    MachineConfig::new(request, |kernel, linux, disks| software(args, &images, backend, kernel, linux, disks))
 }
 
 /// The images of the guest that boots.
@@ -123,28 +141,32 @@ fn software(
     backend: &Backend,
     kernel: &KernelFile,
     linux: bool,
+    disks: &[Disk],
 ) -> Result<Software, ResolveError> {
-    let needs_init = !args.command.is_empty() || args.root.is_some();
+    let needs_init = !args.command.is_empty() || args.root.is_some() || args.root_disk;
     if needs_init && !linux {
         return Err(ResolveError::NotLinux(kernel.path().to_owned()));
     }
-    let built = linux && args.root.is_none() && args.initrd.is_none();
+    let built = linux && args.root.is_none() && args.initrd.is_none() && !args.root_disk;
     let tandem_init = built || needs_init;
     if !tandem_init && (!args.env.is_empty() || args.workdir.is_some()) {
         return Err(ResolveError::NoInit);
     }
-    let initramfs = initramfs(args, images, built, tandem_init)?;
+    let initramfs = initramfs(args, images, built, tandem_init, disks)?;
     if needs_init && initramfs.is_none() {
         return Err(ResolveError::NoInitramfs);
     }
     if images.guest == Guest::Standard {
         warn(initramfs.as_ref(), backend);
     }
+    let by_acpi = !disks.is_empty() && images.guest == Guest::Standard && finds_virtio_by_acpi(kernel)?;
+    let virtio_devices = if by_acpi { 0 } else { disks.len() };
     let needs = || Needs {
         verbose: args.verbose,
         guest: images.guest,
         software_kvm: **backend == KvmBackend::Software,
         tandem_init,
+        virtio_devices,
     };
     let command_line = match &args.cmdline_only {
         Some(line) => line.clone(),
@@ -163,6 +185,12 @@ fn software(
         software_kvm: linux && **backend == KvmBackend::Software,
         escape_key: args.console() == Console::Interactive && stdin_is_terminal(),
     })
+}
+
+/// Whether the kernel finds its disks in ACPI tables. One that has to be unpacked first is told of them on the command
+/// line as well: it takes what it finds first, and complains of the other.
+fn finds_virtio_by_acpi(kernel: &KernelFile) -> Result<bool, ResolveError> {
+    Ok(kernel.finds_virtio_by_acpi().map_err(ConfigError::from)?.unwrap_or(false))
 }
 
 /// Whether the kernel's command line makes Tandem's init PID 1. The kernel's own choice is /init, which in the built
@@ -196,6 +224,7 @@ fn initramfs(
     images: &Images,
     built: bool,
     tandem_init: bool,
+    disks: &[Disk],
 ) -> Result<Option<Initramfs>, ResolveError> {
     let guest = images.guest;
     let images = if built || tandem_init { Some(images.get()?) } else { None };
@@ -206,7 +235,13 @@ fn initramfs(
         if !built {
             overlay.file(INIT_PATH, 0o755, read(&images.dir.join("tandem-init"))?)?;
         }
-        overlay.file(PATH, 0o644, manifest(args, guest)?)?;
+        let kernel_config = args.kernel.is_none().then(|| images.dir.join("config"));
+        let root = args.root_disk.then(|| disk::root(disks, kernel_config.as_deref())).transpose()?;
+        overlay.file(PATH, 0o644, manifest(args, guest, root)?)?;
+    }
+    // Nothing but the init, which goes on to the disk.
+    if args.root_disk {
+        return Ok(Some(Initramfs::new(overlay)));
     }
     let none = Path::new("none");
     Ok(match (&args.root, &args.initrd, &images) {
@@ -231,7 +266,7 @@ fn read(path: &Path) -> Result<Vec<u8>, ResolveError> {
     std::fs::read(path).map_err(|source| ResolveError::Init { path: path.to_owned(), source })
 }
 
-fn manifest(args: &RunArgs, guest: Guest) -> Result<Vec<u8>, ResolveError> {
+fn manifest(args: &RunArgs, guest: Guest, root: Option<Root>) -> Result<Vec<u8>, ResolveError> {
     let interactive = args.command.is_empty();
     let variable = |text: &String| match text.split_once('=') {
         Some((name, value)) => Ok((name.into(), value.into())),
@@ -246,6 +281,7 @@ fn manifest(args: &RunArgs, guest: Guest) -> Result<Vec<u8>, ResolveError> {
         hostname: Some(HOSTNAME.into()),
         window: window_size(io::stdin()).filter(|_| interactive).map(|size| (size.rows, size.cols)),
         term: std::env::var_os("TERM").filter(|_| interactive),
+        root,
     };
     Ok(command.manifest()?)
 }

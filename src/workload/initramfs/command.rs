@@ -29,6 +29,17 @@ pub enum CommandError {
     Hostname(OsString),
 }
 
+/// A disk of the guest as its root file system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Root {
+    /// The device in the guest.
+    pub device: &'static str,
+    /// The type that `mount` is told.
+    pub file_system: &'static str,
+    /// It is not written; an overlay in the guest's memory takes what would be.
+    pub read_only: bool,
+}
+
 /// A command and its surroundings; what is absent is left to `tandem-init`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Command {
@@ -48,6 +59,8 @@ pub struct Command {
     pub window: Option<(u16, u16)>,
     /// TERM for an interactive shell.
     pub term: Option<OsString>,
+    /// The root file system, if it is not the initramfs.
+    pub root: Option<Root>,
 }
 
 impl Command {
@@ -91,6 +104,11 @@ impl Command {
         }
         if let Some(is_tty) = self.console_is_tty {
             records.add(manifest::CONSOLE_IS_TTY, "tty", &[OsStr::new(if is_tty { "1" } else { "0" })])?;
+        }
+        if let Some(Root { device, file_system, read_only }) = self.root {
+            records.add(manifest::ROOT, "root", &[OsStr::new(device)])?;
+            records.add(manifest::ROOT_TYPE, "root", &[OsStr::new(file_system)])?;
+            records.add(manifest::ROOT_OVERLAY, "root", &[OsStr::new(if read_only { "1" } else { "0" })])?;
         }
         if let Some((rows, columns)) = self.window {
             records.add(manifest::WINDOW, "window", &[OsStr::new(&format!("{rows}x{columns}"))])?;

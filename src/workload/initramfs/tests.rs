@@ -113,10 +113,11 @@ fn manifest_holds_the_command() {
         hostname: Some("tandem".into()),
         window: Some((24, 80)),
         term: Some("xterm".into()),
+        root: Some(Root { device: "/dev/vda", file_system: "ext4", read_only: true }),
     };
     let bytes = command.manifest().unwrap();
     let records: Vec<_> = manifest::records(&bytes).collect();
-    let expected: [(&str, &[u8]); 13] = [
+    let expected: [(&str, &[u8]); 16] = [
         ("arg", b"sh"),
         ("arg", b"-c"),
         ("arg", b"echo a=b; exit 7"),
@@ -129,6 +130,9 @@ fn manifest_holds_the_command() {
         ("hostname", b"tandem"),
         ("term", b"xterm"),
         ("tty", b"0"),
+        ("root", b"/dev/vda"),
+        ("roottype", b"ext4"),
+        ("rootoverlay", b"1"),
         ("window", b"24x80"),
     ];
     assert_eq!(records, expected.map(|(key, value)| (key.as_bytes(), value)));

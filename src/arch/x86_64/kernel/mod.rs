@@ -150,6 +150,18 @@ impl KernelFile {
         }
     }
 
+    /// Whether the kernel would find virtio-mmio devices in ACPI tables; `None` of a bzImage, which would have to be
+    /// unpacked to tell.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn finds_virtio_by_acpi(&self) -> Result<Option<bool>, KernelError> {
+        let Content::Elf { elf, .. } = &self.content else { return Ok(None) };
+        recognise::has_virtio_mmio_id(&self.file, &elf.segments)
+            .map(Some)
+            .map_err(|error| self.error(Reason::Read(error)))
+    }
+
     /// A bzImage's setup header.
     pub fn setup_header(&self) -> Option<&setup_header> {
         match &self.content {

@@ -9,6 +9,8 @@ use super::error::{EXPECTED, Reason};
 
 /// Start of `linux_banner` (Linux' `init/version.c`), which no configuration removes.
 const BANNER: &[u8] = b"Linux version ";
+/// The identifier of virtio-mmio devices in ACPI tables, which a kernel has that looks for them there.
+const VIRTIO_MMIO_ID: &[u8] = b"LNRO0005";
 /// How much of a kernel is searched for the banner. It is at the start of .rodata, after some 20 MiB of code at most.
 const BANNER_SCAN: u64 = 48 << 20;
 const CHUNK: usize = 256 << 10;
@@ -52,20 +54,32 @@ pub fn other_format(head: &[u8]) -> Reason {
 /// # Errors
 /// If the file cannot be read.
 pub fn has_banner(file: &File, segments: &[Segment]) -> io::Result<bool> {
-    let mut budget = BANNER_SCAN;
+    has_bytes(file, segments, BANNER, BANNER_SCAN)
+}
+
+/// Whether the kernel would find virtio-mmio devices in ACPI tables.
+///
+/// # Errors
+/// If the file cannot be read.
+pub fn has_virtio_mmio_id(file: &File, segments: &[Segment]) -> io::Result<bool> {
+    has_bytes(file, segments, VIRTIO_MMIO_ID, u64::MAX)
+}
+
+/// Whether `needle` is in the first `budget` bytes of the segments' contents.
+fn has_bytes(file: &File, segments: &[Segment], needle: &[u8], mut budget: u64) -> io::Result<bool> {
     let mut chunk = vec![0; CHUNK];
     for segment in segments {
         let mut at = segment.offset;
         let mut left = segment.file_len.min(budget);
         budget -= left;
-        while left >= BANNER.len() as u64 {
+        while left >= needle.len() as u64 {
             let want = usize::try_from(left).unwrap_or(CHUNK).min(CHUNK);
             let count = file.read_at(chunk.get_mut(..want).unwrap_or_default(), at)?;
-            if contains(chunk.get(..count).unwrap_or_default(), BANNER) {
+            if contains(chunk.get(..count).unwrap_or_default(), needle) {
                 return Ok(true);
             }
-            // The next chunk overlaps this one, so that a banner across the boundary is seen.
-            let advance = count.saturating_sub(BANNER.len() - 1) as u64;
+            // The next chunk overlaps this one, so that a match across the boundary is seen.
+            let advance = count.saturating_sub(needle.len().saturating_sub(1)) as u64;
             if advance == 0 {
                 break;
             }

@@ -131,6 +131,8 @@ pub struct Disk {
     serial: Option<String>,
     /// What memory must be aligned to for transfers.
     alignment: usize,
+    /// Transfers go past the host's cache.
+    direct: bool,
     /// The engine to begin with.
     engine: Engine,
 }
@@ -189,6 +191,7 @@ impl Disk {
             geometry,
             serial,
             alignment: alignment as usize,
+            direct: options.direct,
             engine,
         })
     }
@@ -216,6 +219,11 @@ impl Disk {
     /// What memory must be aligned to for transfers.
     pub fn alignment(&self) -> usize {
         self.alignment
+    }
+
+    /// Whether transfers go past the host's cache.
+    pub fn is_direct(&self) -> bool {
+        self.direct
     }
 
     /// The engine it is to have.

@@ -1,13 +1,15 @@
-//! `tandem image`: the guests that `scripts/build-guest` has built.
+//! `tandem image`: the guests that `scripts/build-guest` has built, and images for their disks.
 
 use std::io::{self, Write};
+use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
 use super::report;
-use super::units::format_size;
+use super::units::{format_size, parse_size};
 use crate::host::paths::{GuestManifest, Paths, PathsError};
 use crate::machine::outcome::exit_code;
+use crate::workload::image;
 
 /// Arguments of `tandem image`.
 #[derive(Debug, Args)]
@@ -20,12 +22,43 @@ pub struct ImageArgs {
 enum ImageCommand {
     /// List the built guests: flavour, kernel version, size of kernel and initramfs, hash of the build
     List,
+    /// Make a disk image of a directory or a tar archive, without root and without mounting, for tandem run --disk
+    Create(CreateArgs),
+}
+
+#[derive(Debug, Args)]
+struct CreateArgs {
+    /// The image; its name ends in .ext4 or .squashfs
+    #[arg(value_name = "IMAGE")]
+    output: PathBuf,
+    /// What goes into it
+    #[arg(long, value_name = "DIR|TAR")]
+    from: PathBuf,
+    /// Size of an ext4 [default: what is in it and some room]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    size: Option<u64>,
 }
 
 /// Runs the subcommand and returns Tandem's exit code.
 pub fn run(args: &ImageArgs) -> u8 {
-    match args.command {
+    match &args.command {
         ImageCommand::List => list(&Paths::from_env()),
+        ImageCommand::Create(args) => create(args),
+    }
+}
+
+fn create(args: &CreateArgs) -> u8 {
+    match image::create(&args.output, &args.from, args.size) {
+        Ok(note) => {
+            if let Some(note) = note {
+                super::say(format_args!("tandem: {note}"));
+            }
+            exit_code::POWER_OFF
+        }
+        Err(error) => {
+            report(&error);
+            if error.is_not_found() { exit_code::NOT_FOUND } else { exit_code::CONFIGURATION }
+        }
     }
 }
 

@@ -46,7 +46,7 @@ enum Command {
     /// Boot a guest: to a shell, or to run one command
     #[command(after_help = EXIT_CODES)]
     Run(Box<run::RunArgs>),
-    /// Show the guests that are built
+    /// Show the guests that are built, and make disk images
     Image(image::ImageArgs),
     /// Tell what this host can do, and what to do about what it cannot
     Doctor(doctor::DoctorArgs),

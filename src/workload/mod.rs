@@ -3,5 +3,6 @@
 pub mod channel;
 pub mod cpio;
 pub mod file_system;
+pub mod image;
 pub mod initramfs;
 pub mod manifest;

@@ -1,0 +1,375 @@
+//! Disk images with a file system, made from a directory or a tar archive by the host's tools, without mounting anything.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use thiserror::Error;
+
+/// Where tools are that an ordinary user's PATH leaves out.
+const SYSTEM_PATH: &str = "/usr/sbin:/sbin";
+/// Bytes that a file or directory takes besides its contents: its inode, its name, the rest of its last block.
+const ENTRY_COST: u64 = 256 + 64;
+const BLOCK: u64 = 4096;
+/// Bytes of an ext4 without files, its journal included, and some room.
+const EXT4_BASE: u64 = 16 << 20;
+
+/// An image cannot be made.
+#[derive(Debug, Error)]
+pub enum ImageError {
+    #[error("{}: the name says which kind: end it in .ext4 or .squashfs", .0.display())]
+    Kind(PathBuf),
+    #[error("{} exists already: remove it or choose another name", .0.display())]
+    Exists(PathBuf),
+    #[error("cannot read {}", path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("{} is neither a directory nor a file", .0.display())]
+    Source(PathBuf),
+    #[error("{tool} is not installed: apt-get install {package}")]
+    Missing { tool: &'static str, package: &'static str },
+    #[error("cannot run {tool}")]
+    Run { tool: &'static str, source: io::Error },
+    #[error("{tool} failed: {message}")]
+    Failed { tool: &'static str, message: String },
+    #[error("a squashfs is as large as what is in it: leave out --size")]
+    SquashfsSize,
+    #[error("cannot make a directory beside {}", path.display())]
+    Temporary { path: PathBuf, source: io::Error },
+    #[error("cannot write {}", path.display())]
+    Write { path: PathBuf, source: io::Error },
+}
+
+impl ImageError {
+    /// Whether a file that was given does not exist.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::Read { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    }
+}
+
+/// A file system to make.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Ext4,
+    Squashfs,
+}
+
+impl Kind {
+    fn of(output: &Path) -> Result<Self, ImageError> {
+        match output.extension().and_then(|extension| extension.to_str()) {
+            Some("ext4") => Ok(Self::Ext4),
+            Some("squashfs" | "sqfs") => Ok(Self::Squashfs),
+            _ => Err(ImageError::Kind(output.to_owned())),
+        }
+    }
+
+    const fn tool(self) -> Tool {
+        match self {
+            Self::Ext4 => Tool { name: "mke2fs", package: "e2fsprogs" },
+            Self::Squashfs => Tool { name: "mksquashfs", package: "squashfs-tools" },
+        }
+    }
+}
+
+/// Makes the image `output` of what is in `from`, a directory or a tar archive, compressed or not. An ext4 has `size` bytes,
+/// or as many as that takes with some room. Files that belong to the user are root's in the image, unless root makes it:
+/// then they are whose they are. Returns what the user should know.
+///
+/// # Errors
+/// See [`ImageError`]. No image is left behind.
+pub fn create(output: &Path, from: &Path, size: Option<u64>) -> Result<Option<String>, ImageError> {
+    let kind = Kind::of(output)?;
+    if kind == Kind::Squashfs && size.is_some() {
+        return Err(ImageError::SquashfsSize);
+    }
+    if output.symlink_metadata().is_ok() {
+        return Err(ImageError::Exists(output.to_owned()));
+    }
+    let metadata = from.metadata().map_err(|source| ImageError::Read { path: from.to_owned(), source })?;
+    let directory = match output.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let work = Temporary::new(directory)?;
+    let unpacked = work.0.join("tree");
+    let image = work.0.join("image");
+    let (own, note) = Ownership::find();
+    let mut script = Script::new(own);
+    let tree = if metadata.is_dir() {
+        from
+    } else if metadata.is_file() {
+        fs::create_dir(&unpacked)
+            .map_err(|source| ImageError::Temporary { path: output.to_owned(), source })?;
+        unpack(&mut script, from, &unpacked)?;
+        &unpacked
+    } else {
+        return Err(ImageError::Source(from.to_owned()));
+    };
+    match kind {
+        Kind::Ext4 => {
+            let needs =
+                Needs::of(tree).map_err(|source| ImageError::Read { path: tree.to_owned(), source })?;
+            script.ext4(&image, tree, size.unwrap_or_else(|| needs.ext4_size()), needs.inodes)?;
+        }
+        Kind::Squashfs => script.squashfs(&image, tree)?,
+    }
+    fs::rename(&image, output).map_err(|source| ImageError::Write { path: output.to_owned(), source })?;
+    Ok(note)
+}
+
+/// A directory that goes away with its contents.
+struct Temporary(PathBuf);
+
+impl Temporary {
+    fn new(beside: &Path) -> Result<Self, ImageError> {
+        let path = beside.join(format!(".tandem-image.{}", std::process::id()));
+        match fs::create_dir(&path) {
+            Ok(()) => Ok(Self(path)),
+            Err(source) => Err(ImageError::Temporary { path: beside.to_owned(), source }),
+        }
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        // What cannot be removed is not worth an error: the image is made, or another error has been.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// What a tree takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Needs {
+    bytes: u64,
+    inodes: u64,
+}
+
+impl Needs {
+    fn of(tree: &Path) -> io::Result<Self> {
+        let mut needs = Self::default();
+        let mut directories = vec![tree.to_owned()];
+        while let Some(directory) = directories.pop() {
+            for entry in fs::read_dir(&directory)? {
+                let entry = entry?;
+                let metadata = entry.metadata()?;
+                needs.inodes += 1;
+                // Files with holes keep them.
+                let contents =
+                    if metadata.is_file() { metadata.len().min(metadata.blocks() * 512) } else { 0 };
+                needs.bytes += contents.next_multiple_of(BLOCK) + ENTRY_COST;
+                if metadata.is_dir() {
+                    needs.bytes += BLOCK;
+                    directories.push(entry.path());
+                }
+            }
+        }
+        Ok(needs)
+    }
+
+    /// A fifth more than the contents, in whole MiB.
+    fn ext4_size(self) -> u64 {
+        (EXT4_BASE + self.bytes + self.bytes / 5).next_multiple_of(1 << 20)
+    }
+}
+
+/// Whose files are in the image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ownership {
+    /// As they are.
+    Kept,
+    /// The user's become root's, by fakeroot.
+    Root,
+}
+
+impl Ownership {
+    fn find() -> (Self, Option<String>) {
+        if nix::unistd::geteuid().is_root() {
+            return (Self::Kept, None);
+        }
+        let fakeroot =
+            Command::new("fakeroot").arg("true").stdin(Stdio::null()).stderr(Stdio::null()).status();
+        if fakeroot.is_ok_and(|status| status.success()) {
+            return (Self::Root, None);
+        }
+        let note = format!(
+            "the files in the image belong to user {}, not to root: apt-get install fakeroot, and make it again",
+            nix::unistd::geteuid()
+        );
+        (Self::Kept, Some(note))
+    }
+}
+
+/// A program and the package that has it.
+#[derive(Clone, Copy)]
+struct Tool {
+    name: &'static str,
+    package: &'static str,
+}
+
+/// Runs tools as the user who owns the image's files.
+struct Script {
+    own: Ownership,
+    /// What fakeroot knows of files, from one tool to the next.
+    state: Option<PathBuf>,
+}
+
+impl Script {
+    fn new(own: Ownership) -> Self {
+        Self { own, state: None }
+    }
+
+    fn command(&self, tool: Tool) -> Command {
+        let mut command = match self.own {
+            Ownership::Kept => Command::new(tool.name),
+            Ownership::Root => {
+                let mut command = Command::new("fakeroot");
+                if let Some(state) = &self.state {
+                    command.arg("-s").arg(state);
+                    if state.exists() {
+                        command.arg("-i").arg(state);
+                    }
+                }
+                command.arg("--").arg(tool.name);
+                command
+            }
+        };
+        let path = std::env::var("PATH").unwrap_or_default();
+        command.env("PATH", format!("{path}:{SYSTEM_PATH}")).env("LC_ALL", "C");
+        command
+    }
+
+    fn run(&self, tool: Tool, command: &mut Command) -> Result<(), ImageError> {
+        let output = command.stdin(Stdio::null()).output();
+        let output = output.map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => ImageError::Missing { tool: tool.name, package: tool.package },
+            _ => ImageError::Run { tool: tool.name, source },
+        })?;
+        if output.status.success() {
+            return Ok(());
+        }
+        // fakeroot's shell says it this way.
+        if output.status.code() == Some(127) {
+            return Err(ImageError::Missing { tool: tool.name, package: tool.package });
+        }
+        let text = String::from_utf8_lossy(&output.stderr);
+        let lines: Vec<_> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+        let last = lines.len().saturating_sub(3);
+        let message = lines.get(last..).unwrap_or_default().join("; ");
+        Err(ImageError::Failed { tool: tool.name, message })
+    }
+
+    fn ext4(&self, image: &Path, tree: &Path, size: u64, inodes: u64) -> Result<(), ImageError> {
+        let tool = Kind::Ext4.tool();
+        // Sparse. Nobody but root is in the guest, so nothing is held back for it.
+        let file = File::create_new(image).and_then(|file| file.set_len(size));
+        file.map_err(|source| ImageError::Write { path: image.to_owned(), source })?;
+        let default_inodes = size / (16 << 10);
+        let inodes = default_inodes.max(inodes + inodes / 5 + 64);
+        let mut command = self.command(tool);
+        command.args(["-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0", "-E", "root_owner=0:0"]);
+        command.arg("-N").arg(inodes.to_string()).arg("-d").arg(tree).arg(image);
+        self.run(tool, &mut command)
+    }
+
+    fn squashfs(&self, image: &Path, tree: &Path) -> Result<(), ImageError> {
+        let tool = Kind::Squashfs.tool();
+        let mut command = self.command(tool);
+        command.arg(tree).arg(image).args(["-noappend", "-quiet", "-no-progress"]);
+        self.run(tool, &mut command)
+    }
+}
+
+fn unpack(script: &mut Script, archive: &Path, to: &Path) -> Result<(), ImageError> {
+    let tool = Tool { name: "tar", package: "tar" };
+    script.state = Some(to.with_file_name("fakeroot"));
+    let mut command = script.command(tool);
+    command.args(["--extract", "--numeric-owner", "--same-permissions", "--file"]).arg(archive);
+    // A device among the files is no reason to fail, for a user who cannot make one: devtmpfs has them.
+    if script.own == Ownership::Kept && !nix::unistd::geteuid().is_root() {
+        command.arg("--exclude=dev/*").arg("--exclude=./dev/*");
+    }
+    command.arg("--directory").arg(to);
+    script.run(tool, &mut command)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::workload::file_system::FileSystem;
+
+    fn tree() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("tree/etc")).unwrap();
+        fs::write(dir.path().join("tree/etc/hello"), vec![7; 10_000]).unwrap();
+        std::os::unix::fs::symlink("hello", dir.path().join("tree/etc/link")).unwrap();
+        dir
+    }
+
+    fn has(tool: &str) -> bool {
+        Command::new(tool).arg("-V").env("PATH", "/usr/bin:/usr/sbin:/bin:/sbin").output().is_ok()
+    }
+
+    /// A file's contents in an ext4 image.
+    fn cat(image: &Path, path: &str) -> Vec<u8> {
+        let mut command = Command::new("debugfs");
+        command.env("PATH", "/usr/bin:/usr/sbin:/bin:/sbin");
+        command.arg("-R").arg(format!("cat {path}")).arg(image).output().unwrap().stdout
+    }
+
+    #[test]
+    fn an_ext4_of_a_directory_and_of_an_archive() {
+        if !has("mke2fs") || !has("debugfs") {
+            eprintln!("SKIPPED: an_ext4_of_a_directory_and_of_an_archive: no e2fsprogs");
+            return;
+        }
+        let dir = tree();
+        let image = dir.path().join("a.ext4");
+        create(&image, &dir.path().join("tree"), None).unwrap();
+        assert_eq!(FileSystem::recognise(&image).unwrap(), Some(FileSystem::Ext4));
+        assert_eq!(cat(&image, "/etc/hello"), vec![7; 10_000]);
+
+        let archive = dir.path().join("tree.tar.gz");
+        let mut tar = Command::new("tar");
+        tar.arg("-czf").arg(&archive).arg("-C").arg(dir.path().join("tree")).arg(".");
+        let packed = tar.status().unwrap();
+        assert!(packed.success());
+        let image = dir.path().join("b.ext4");
+        create(&image, &archive, Some(64 << 20)).unwrap();
+        assert_eq!(image.metadata().unwrap().len(), 64 << 20);
+        assert_eq!(cat(&image, "/etc/hello"), vec![7; 10_000]);
+
+        // Too small: a reason, and nothing left behind.
+        let error = create(&dir.path().join("c.ext4"), &archive, Some(64 << 10)).unwrap_err();
+        assert!(
+            matches!(&error, ImageError::Failed { tool: "mke2fs", message } if !message.is_empty()),
+            "{error}"
+        );
+        assert!(matches!(create(&image, &archive, None), Err(ImageError::Exists(_))));
+        let mut left: Vec<_> = fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["a.ext4", "b.ext4", "tree", "tree.tar.gz"]);
+    }
+
+    #[test]
+    fn a_squashfs_if_there_is_the_tool() {
+        let dir = tree();
+        let image = dir.path().join("a.squashfs");
+        match create(&image, &dir.path().join("tree"), None) {
+            Ok(_) => assert_eq!(FileSystem::recognise(&image).unwrap(), Some(FileSystem::Squashfs)),
+            Err(error) => assert!(error.to_string().contains("apt-get install squashfs-tools"), "{error}"),
+        }
+        assert!(matches!(create(&image, dir.path(), Some(1 << 20)), Err(ImageError::SquashfsSize)));
+    }
+
+    #[test]
+    fn what_cannot_be_an_image() {
+        let dir = tree();
+        let at = |name: &str, from: &str| create(&dir.path().join(name), Path::new(from), None).unwrap_err();
+        assert!(matches!(at("a.img", "/"), ImageError::Kind(_)));
+        assert!(at("a.ext4", "/nonexistent").is_not_found());
+        assert!(matches!(at("a.ext4", "/dev/null"), ImageError::Source(_)));
+        let file = dir.path().join("tree/etc/hello");
+        assert!(matches!(at("a.ext4", file.to_str().unwrap()), ImageError::Failed { tool: "tar", .. }));
+    }
+}

@@ -4,6 +4,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod disk;
 mod ring3;
 mod terminal;
 

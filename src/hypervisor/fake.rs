@@ -124,6 +124,10 @@ impl Vm for FakeHypervisor {
     fn bind_interrupt(&self, _event: &EventFd, gsi: u32) -> Result<()> {
         self.log(format!("bind {gsi}"))
     }
+
+    fn bind_notification(&self, _event: &EventFd, addr: u64, value: u32) -> Result<()> {
+        self.log(format!("notification {value} at {addr:#x}"))
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -12,7 +12,7 @@ use kvm_bindings::{
     kvm_cpuid_entry2, kvm_enable_cap, kvm_irq_routing_entry, kvm_msr_entry, kvm_regs, kvm_sregs,
     kvm_userspace_memory_region, kvm_xcr, kvm_xcrs,
 };
-use kvm_ioctls::{Cap, Kvm, SyncReg, VcpuExit, VcpuFd, VmFd};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm, SyncReg, VcpuExit, VcpuFd, VmFd};
 use nix::sys::signal::{SigSet, SigmaskHow};
 use vmm_sys_util::errno;
 use vmm_sys_util::eventfd::EventFd;
@@ -125,6 +125,12 @@ impl Vm for KvmVm {
 
     fn bind_interrupt(&self, event: &EventFd, gsi: u32) -> Result<()> {
         self.fd.register_irqfd(event, gsi).map_err(failed(format!("KVM_IRQFD for GSI {gsi}")))
+    }
+
+    fn bind_notification(&self, event: &EventFd, addr: u64, value: u32) -> Result<()> {
+        let address = IoEventAddress::Mmio(addr);
+        let call = format!("KVM_IOEVENTFD for {value} at {addr:#x}");
+        self.fd.register_ioevent(event, &address, value).map_err(failed(call))
     }
 }
 

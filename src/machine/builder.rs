@@ -24,6 +24,7 @@ use crate::arch::x86_64::cpuid::{self, CpuidConfig};
 use crate::arch::x86_64::kernel::{KernelError, LoadedKernel};
 use crate::arch::x86_64::layout::{IOAPIC_PINS, KVM_TSS_START};
 use crate::arch::x86_64::tables::write_tables;
+use crate::devices::virtio;
 use crate::host::random;
 use crate::host::terminal::TerminalError;
 use crate::hypervisor::{self, Hypervisor, Vm};
@@ -116,7 +117,9 @@ pub fn build<H: Hypervisor>(
         Some(board) => Interrupts::Ring3(board),
         None => Interrupts::Apics(&*lines, Box::new(lines.clone())),
     };
-    let (devices, ports, mmio) = devices::make(config, interrupts, &memory, events.clone())?;
+    let notifications = config.kernel_notifications.then(|| lines.clone() as Arc<dyn virtio::Notifications>);
+    let (devices, ports, mmio) =
+        devices::make(config, interrupts, &memory, notifications.as_ref(), events.clone())?;
     let setup = Setup { cpuid, linux: config.linux, entry: kernel.entry, protocol: config.protocol };
     let halt_check = HaltCheck::new(config.cpus);
     let context = Arc::new(VcpuContext { ports, mmio, memory, latch, stamps, halt_check });
@@ -145,6 +148,7 @@ fn spawn_first<H: Hypervisor>(
     let thread = match board {
         Some(board) => VcpuThread::spawn(0, move || {
             let mapped = make_vm()?;
+            lines.connect(&mapped);
             let vcpu = Ring3Vcpu::new(mapped.vm.create_vcpu(0)?, ring3::State::default(), board);
             Ok((mapped, vcpu))
         })?,

@@ -129,6 +129,8 @@ pub struct Request {
     pub disks: Vec<DiskOptions>,
     /// How operations on them are performed where the host lets it.
     pub disk_engine: Engine,
+    /// See [`MachineConfig::kernel_notifications`].
+    pub kernel_notifications: bool,
     /// Time limit.
     pub timeout: Option<Duration>,
 }
@@ -166,6 +168,8 @@ pub struct MachineConfig {
     pub console: Console,
     /// The disks, open and locked.
     pub disks: Vec<Disk>,
+    /// KVM turns notifications of disks into events by itself (KVM_IOEVENTFD), instead of an exit for each.
+    pub kernel_notifications: bool,
     pub command: bool,
     pub tandem_init: bool,
     pub escape_key: bool,
@@ -256,6 +260,7 @@ impl Hardware {
             initramfs,
             console: request.console,
             disks,
+            kernel_notifications: request.kernel_notifications,
             command: software.command,
             tandem_init: software.tandem_init,
             escape_key: software.escape_key,
@@ -284,6 +289,7 @@ mod tests {
             console: Console::Interactive,
             disks: Vec::new(),
             disk_engine: Engine::Plain,
+            kernel_notifications: false,
             timeout: None,
         };
         MachineConfig::new(request, |_, _, _| Ok(Software::default()))

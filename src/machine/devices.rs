@@ -14,7 +14,7 @@ use crate::arch::x86_64::layout::{COM1, COM2, IOAPIC_LEN, IOAPIC_START, PVPANIC_
 use crate::devices::bus::{BusDevice, BusError, MmioBus, PortBus, Slot};
 use crate::devices::serial::{self, Overflow, Serial, SerialError};
 use crate::devices::virtio::block::Block;
-use crate::devices::virtio::{self, Transport, TransportError};
+use crate::devices::virtio::{self, Notifications, Transport, TransportError};
 use crate::devices::{MachineEvents, i8042, ioapic, power, probe, pvpanic, rtc};
 use crate::hypervisor::{InterruptLine, InterruptLines};
 use crate::milestone::probe as protocol;
@@ -122,6 +122,7 @@ pub fn make(
     config: &MachineConfig,
     interrupts: Interrupts,
     memory: &GuestMemoryMmap,
+    notifications: Option<&Arc<dyn Notifications>>,
     events: Arc<dyn MachineEvents>,
 ) -> Result<(Devices, PortBus, MmioBus), DevicesError> {
     let overflow = match config.console {
@@ -131,7 +132,7 @@ pub fn make(
     let com1 = interrupts.serial("COM1", 0, COM1, overflow)?;
     let com2 = config.command.then(|| interrupts.serial("COM2", 1, COM2, Overflow::Wait)).transpose()?;
     let ports = ports(&com1, com2.as_ref(), events)?;
-    let disks = disks(config, &interrupts, memory)?;
+    let disks = disks(config, &interrupts, memory, notifications)?;
     let mut mmio = match interrupts {
         Interrupts::Apics(_, router) => {
             let device = Arc::new(ioapic::IoApic::new(ioapic::State::default(), router));
@@ -151,13 +152,17 @@ fn disks(
     config: &MachineConfig,
     interrupts: &Interrupts,
     memory: &GuestMemoryMmap,
+    notifications: Option<&Arc<dyn Notifications>>,
 ) -> Result<Vec<Slot>, DevicesError> {
     let mut slots = Vec::with_capacity(config.disks.len());
     for (index, (disk, slot)) in config.disks.iter().zip(virtio_slots(config)).enumerate() {
         let block = Box::new(Block::new(disk, index, memory.clone()));
         let line = interrupts.line(slot)?;
-        let device = Arc::new(Transport::new(block, virtio::State::default(), memory.clone(), line)?);
-        slots.push(Slot { base: slot.base, len: slot.len, device });
+        let mut transport = Transport::new(block, virtio::State::default(), memory.clone(), line)?;
+        if let Some(notifications) = notifications {
+            transport = transport.with_notifications(notifications.clone(), slot.base);
+        }
+        slots.push(Slot { base: slot.base, len: slot.len, device: Arc::new(transport) });
     }
     Ok(slots)
 }

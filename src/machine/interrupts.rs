@@ -12,6 +12,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::mapped::MappedVm;
 use crate::devices::ioapic::MsiRouter;
+use crate::devices::virtio::Notifications;
 use crate::hypervisor::{InterruptLine, InterruptLines, Msi, Vm};
 
 /// The lines of one machine.
@@ -54,6 +55,15 @@ impl<V: Vm> InterruptLines for Lines<V> {
         let end = event.try_clone().map_err(errno::Error::from)?;
         self.lock().lines.insert(gsi, Line { event, bound: false });
         Ok(Box::new(end))
+    }
+}
+
+impl<V: Vm> Notifications for Lines<V> {
+    fn bind(&self, event: &EventFd, addr: u64, value: u32) {
+        let Some(mapped) = self.vm.get().and_then(Weak::upgrade) else { return };
+        if let Err(error) = mapped.vm.bind_notification(event, addr, value) {
+            tracing::info!(%error, source = %error.source, "notifications stay exits");
+        }
     }
 }
 

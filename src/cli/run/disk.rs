@@ -11,6 +11,9 @@ use crate::workload::initramfs::Root;
 /// Names the engine of disks, for tests and measurements: `plain` does without io_uring.
 const ENGINE_VARIABLE: &str = "TANDEM_DISK_ENGINE";
 
+/// Says who takes notifications of disks, for tests and measurements: `ioeventfd` leaves them to KVM.
+const NOTIFY_VARIABLE: &str = "TANDEM_DISK_NOTIFY";
+
 /// A value of `--disk`: PATH[,readonly][,direct][,serial=NAME][,queues=N].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct DiskArg(pub DiskOptions);
@@ -52,6 +55,20 @@ pub(super) fn engine() -> Result<Engine, ResolveError> {
         Some("" | "io_uring") => Ok(Engine::Uring),
         Some("plain") => Ok(Engine::Plain),
         _ => Err(ResolveError::Engine { variable: ENGINE_VARIABLE, wanted }),
+    }
+}
+
+/// Whether KVM is to take notifications of disks by itself. Not unless asked: a VM with an ioeventfd takes longer to go
+/// away than most runs save.
+///
+/// # Errors
+/// The variable says neither.
+pub(super) fn kernel_notifications() -> Result<bool, ResolveError> {
+    let wanted = std::env::var_os(NOTIFY_VARIABLE).unwrap_or_default();
+    match wanted.to_str() {
+        Some("" | "exit") => Ok(false),
+        Some("ioeventfd") => Ok(true),
+        _ => Err(ResolveError::Notifications { variable: NOTIFY_VARIABLE, wanted }),
     }
 }
 

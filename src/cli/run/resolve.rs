@@ -72,6 +72,8 @@ pub(super) enum ResolveError {
     Ring3WithoutFsgsbase,
     #[error("{variable}={}: the engines are io_uring and plain", wanted.display())]
     Engine { variable: &'static str, wanted: OsString },
+    #[error("{variable}={}: notifications are by exit or ioeventfd", wanted.display())]
+    Notifications { variable: &'static str, wanted: OsString },
     #[error("--root-disk needs a --disk")]
     NoRootDisk,
     #[error("cannot read the file system of {}", path.display())]
@@ -117,6 +119,7 @@ pub(super) fn resolve(args: &RunArgs, backend: &Backend) -> Result<MachineConfig
         console: args.console(),
         disks: args.disk.iter().map(|DiskArg(options)| options.clone()).collect(),
         disk_engine: disk::engine()?,
+        kernel_notifications: disk::kernel_notifications()?,
         timeout: args.timeout,
     };
     let images = Images { paths, guest };

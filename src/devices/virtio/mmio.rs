@@ -13,7 +13,7 @@ use vmm_sys_util::errno;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::status::{self, DRIVER_OK, FEATURES_OK, NEEDS_RESET};
-use super::{Device, EVENT_IDX, Running, Signals, Start, TRANSPORT_FEATURES, VERSION_1};
+use super::{Device, EVENT_IDX, Notifications, Running, Signals, Start, TRANSPORT_FEATURES, VERSION_1};
 use crate::devices::bus::BusDevice;
 use crate::devices::lock;
 use crate::hypervisor::InterruptLine;
@@ -71,6 +71,8 @@ pub struct State {
 
 struct Registers {
     state: State,
+    /// Queues whose notifications have been given to the hypervisor.
+    bound: Vec<bool>,
     /// Queues that are being served, from `DRIVER_OK` on.
     running: Vec<Option<Box<dyn Running>>>,
 }
@@ -83,6 +85,8 @@ pub struct Transport {
     queue_sizes: Vec<u16>,
     notifiers: Vec<Arc<EventFd>>,
     signals: Arc<Signals>,
+    /// Who spares notifications their exit, and where the registers are; if anyone.
+    notifications: Option<(Arc<dyn Notifications>, u64)>,
     registers: Mutex<Registers>,
 }
 
@@ -103,7 +107,8 @@ impl Transport {
         let mut running = Vec::new();
         running.resize_with(queue_sizes.len(), || None);
         let signals = Arc::new(Signals::new(line, state.interrupt_status));
-        let registers = Registers { state: sized(state, queue_sizes.len()), running };
+        let bound = vec![false; queue_sizes.len()];
+        let registers = Registers { state: sized(state, queue_sizes.len()), bound, running };
         let offered = device.features() | TRANSPORT_FEATURES;
         Ok(Self {
             device,
@@ -112,8 +117,15 @@ impl Transport {
             queue_sizes,
             notifiers,
             signals,
+            notifications: None,
             registers: Mutex::new(registers),
         })
+    }
+
+    /// The same with its registers at a guest-physical address, and a hypervisor that takes its notifications.
+    pub fn with_notifications(mut self, notifications: Arc<dyn Notifications>, base: u64) -> Self {
+        self.notifications = Some((notifications, base));
+        self
     }
 
     /// Stops serving the queues; the guest runs no more.
@@ -201,6 +213,13 @@ impl Transport {
                 continue;
             };
             let Some(queue) = self.queue(number, queue, features) else { continue };
+            if let (Some((notifications, base)), Some(bound @ false)) =
+                (&self.notifications, registers.bound.get_mut(number))
+            {
+                *bound = true;
+                let addr = base.wrapping_add(register::VIRTIO_MMIO_QUEUE_NOTIFY.into());
+                notifications.bind(notify, addr, number as u32);
+            }
             let (notify, signals) = (notify.clone(), self.signals.clone());
             match self.device.start(Start { number, queue, features, notify, signals }) {
                 Ok(running) => {

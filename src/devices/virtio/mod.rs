@@ -63,6 +63,12 @@ pub trait Device: Send + Sync {
     fn reset(&self);
 }
 
+/// Lets a hypervisor turn notifications into writes to events by itself, without an exit.
+pub trait Notifications: Send + Sync {
+    /// From now on a write of `value` to the guest-physical address is one to `event`. If that cannot be, there is an exit.
+    fn bind(&self, event: &EventFd, addr: u64, value: u32);
+}
+
 /// What it takes to serve a queue.
 pub struct Start {
     /// Which of the device's queues.

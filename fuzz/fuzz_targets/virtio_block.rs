@@ -61,6 +61,9 @@ impl Backend for Oracle {
     fn completion(&mut self) -> Option<Completion> {
         self.completed.pop_front()
     }
+    fn arm(&mut self) -> bool {
+        !self.completed.is_empty()
+    }
 }
 
 fn transfer(memory: &GuestMemoryMmap, operation: &Operation, part: &mut [u8]) {

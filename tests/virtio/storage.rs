@@ -98,6 +98,9 @@ impl Backend for Player {
     fn completion(&mut self) -> Option<Completion> {
         self.1.pop_front()
     }
+    fn arm(&mut self) -> bool {
+        !self.1.is_empty()
+    }
 }
 
 impl Script {

@@ -38,6 +38,10 @@ impl Backend for Plain {
     fn completion(&mut self) -> Option<Completion> {
         self.completed.pop_front()
     }
+
+    fn arm(&mut self) -> bool {
+        !self.completed.is_empty()
+    }
 }
 
 /// The flags of `fallocate` for an action that is one.

@@ -15,7 +15,8 @@ use crate::devices::virtio::chain::Segment;
 
 /// Where back ends come from.
 pub trait Storage: Send + Sync {
-    /// A back end for `depth` operations at a time, which writes to `wake` when one that did not complete at once has.
+    /// A back end for `depth` operations at a time, which writes to `wake` when one has completed and it is
+    /// [armed](Backend::arm).
     ///
     /// # Errors
     /// The host lacks what that takes.
@@ -35,6 +36,10 @@ pub trait Backend: Send {
 
     /// An operation that has been performed, if there is one.
     fn completion(&mut self) -> Option<Completion>;
+
+    /// From now until the next operation is submitted or taken, each that completes wakes whoever waits. Returns whether
+    /// one has completed already: then there may be no wake-up for it.
+    fn arm(&mut self) -> bool;
 }
 
 /// What is to be done.

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
 
 use io_uring::{IoUring, opcode, squeue, types};
 use vmm_sys_util::eventfd::EventFd;
@@ -32,7 +33,7 @@ impl Uring {
     /// # Errors
     /// The kernel has no io_uring, forbids it, or lacks an operation.
     pub fn new(file: Arc<File>, depth: u16, wake: &EventFd) -> io::Result<Self> {
-        let ring = ring(u32::from(depth.max(1)))?;
+        let mut ring = ring(u32::from(depth.max(1)))?;
         let submitter = ring.submitter();
         let mut probe = io_uring::Probe::new();
         submitter.register_probe(&mut probe)?;
@@ -42,8 +43,9 @@ impl Uring {
             return Err(io::ErrorKind::Unsupported.into());
         }
         submitter.register_files(&[file.as_raw_fd()])?;
-        // For all completions, also of what is done at once: of the others the kernel reports only some otherwise.
         submitter.register_eventfd(wake.as_raw_fd())?;
+        // What completes at once, as most of what the host has in its cache does, needs no wake-up.
+        ring.completion().disable_eventfd();
         let depth = usize::from(depth);
         let (under_way, free) = ((0..depth).map(|_| None).collect(), (0..depth).rev().collect());
         Ok(Self { ring, under_way, free, refused: VecDeque::new(), _file: file })
@@ -98,6 +100,7 @@ impl Backend for Uring {
     }
 
     fn submit(&mut self) -> io::Result<()> {
+        self.ring.completion().disable_eventfd();
         while !self.ring.submission().is_empty() {
             match self.ring.submit() {
                 Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
@@ -124,6 +127,13 @@ impl Backend for Uring {
             Err(_) => Err(io::Error::from_raw_os_error(entry.result().saturating_neg())),
         };
         Some(Completion { operation, result })
+    }
+
+    fn arm(&mut self) -> bool {
+        self.ring.completion().enable_eventfd();
+        // The kernel publishes a completion, and after a barrier looks whether it is to write to the event.
+        fence(Ordering::SeqCst);
+        !self.refused.is_empty() || !self.ring.completion().is_empty()
     }
 }
 

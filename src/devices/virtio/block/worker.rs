@@ -134,8 +134,8 @@ impl Server {
                 Err(error) => {
                     self.shared.complain_of_driver(&error);
                     self.signals.ask_for_reset();
-                    broken = true;
-                    false
+                    // What is under way is still answered.
+                    !std::mem::replace(&mut broken, true)
                 }
             };
             if !busy {
@@ -160,7 +160,8 @@ impl Server {
             return Ok(true);
         }
         // With all places taken, the next to happen is a completion.
-        Ok(take && !self.free.is_empty() && self.queue.enable_notification(&*self.memory)?)
+        let waiting = take && !self.free.is_empty() && self.queue.enable_notification(&*self.memory)?;
+        Ok(self.backend.arm() || waiting)
     }
 
     /// Takes requests as long as there are places for them; how many.

@@ -313,9 +313,13 @@ fn direct_alignment(file: &File) -> (u32, u32) {
     // SAFETY: all-zero bytes are a valid statx.
     let mut stat: libc::statx = unsafe { std::mem::zeroed() };
     let mask = libc::STATX_DIOALIGN;
+    // Not libc's function: the standard library refers to it weakly, and in a static program optimised as a whole that
+    // reference wins, and leads nowhere.
     // SAFETY: the descriptor is open, the path is empty and ends with NUL, `stat` is valid for writes.
-    let failed =
-        unsafe { libc::statx(file.as_raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH, mask, &raw mut stat) };
+    let failed = unsafe {
+        let (path, flags) = (c"".as_ptr(), libc::AT_EMPTY_PATH);
+        libc::syscall(libc::SYS_statx, file.as_raw_fd(), path, flags, mask, &raw mut stat)
+    };
     let usable = |value: u32| value.is_power_of_two() && value <= 64 << 10;
     if failed == 0 && stat.stx_mask & mask != 0 && usable(stat.stx_dio_offset_align) {
         let memory = Some(stat.stx_dio_mem_align).filter(|align| usable(*align));

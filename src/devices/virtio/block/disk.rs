@@ -116,7 +116,7 @@ impl Engine {
     /// # Errors
     /// It does not.
     pub fn try_uring(file: Arc<File>) -> io::Result<()> {
-        Uring::new(file, 1, &EventFd::new(0)?).map(drop)
+        Uring::new(file, true, 1, &EventFd::new(0)?).map(drop)
     }
 }
 
@@ -235,7 +235,7 @@ impl Disk {
 impl Storage for Disk {
     fn backend(&self, depth: u16, wake: &EventFd) -> io::Result<Box<dyn Backend>> {
         if self.engine == Engine::Uring {
-            match Uring::new(self.file.clone(), depth, wake) {
+            match Uring::new(self.file.clone(), self.direct, depth, wake) {
                 Ok(uring) => return Ok(Box::new(uring)),
                 Err(error) => tracing::info!(%error, "no io_uring for {}", self.path.display()),
             }

@@ -1,4 +1,7 @@
 //! A back end on io_uring: a batch of operations for each system call, performed by the kernel.
+//!
+//! Writes into the host's page cache are made by the queue's thread itself: they are copies, and some file systems, ext4
+//! among them, would have io_uring hand them to a thread of the kernel first.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -10,7 +13,7 @@ use std::sync::atomic::{Ordering, fence};
 use io_uring::{IoUring, opcode, squeue, types};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::plain::fallocate_mode;
+use super::plain::{fallocate_mode, perform};
 use super::storage::{Action, Backend, Completion, Operation};
 
 /// The file among those registered with the ring.
@@ -22,17 +25,21 @@ pub struct Uring {
     /// Those under way, at the place that the kernel is given as their name.
     under_way: Vec<Option<Operation>>,
     free: Vec<usize>,
-    /// What the kernel would not take.
-    refused: VecDeque<Completion>,
-    _file: Arc<File>,
+    /// Writes to be made by this thread.
+    writes: VecDeque<Operation>,
+    /// What is done without the ring.
+    done: VecDeque<Completion>,
+    file: Arc<File>,
+    /// Transfers go past the host's page cache.
+    direct: bool,
 }
 
 impl Uring {
-    /// A back end on a file, for `depth` operations at a time.
+    /// A back end on a file, for `depth` operations at a time. `direct` files are open with O_DIRECT.
     ///
     /// # Errors
     /// The kernel has no io_uring, forbids it, or lacks an operation.
-    pub fn new(file: Arc<File>, depth: u16, wake: &EventFd) -> io::Result<Self> {
+    pub fn new(file: Arc<File>, direct: bool, depth: u16, wake: &EventFd) -> io::Result<Self> {
         let mut ring = ring(u32::from(depth.max(1)))?;
         let submitter = ring.submitter();
         let mut probe = io_uring::Probe::new();
@@ -48,7 +55,8 @@ impl Uring {
         ring.completion().disable_eventfd();
         let depth = usize::from(depth);
         let (under_way, free) = ((0..depth).map(|_| None).collect(), (0..depth).rev().collect());
-        Ok(Self { ring, under_way, free, refused: VecDeque::new(), _file: file })
+        let (writes, done) = (VecDeque::new(), VecDeque::new());
+        Ok(Self { ring, under_way, free, writes, done, file, direct })
     }
 
     fn is_idle(&self) -> bool {
@@ -82,9 +90,12 @@ fn entry(operation: &Operation) -> squeue::Entry {
 
 impl Backend for Uring {
     fn push(&mut self, operation: Operation) {
+        if operation.action == Action::Write && !self.direct {
+            return self.writes.push_back(operation);
+        }
         let Some(index) = self.free.pop() else {
             let result = Err(io::Error::from_raw_os_error(libc::EBUSY));
-            return self.refused.push_back(Completion { operation, result });
+            return self.done.push_back(Completion { operation, result });
         };
         let entry = entry(&operation).user_data(index as u64);
         // SAFETY: the operation, and with it its list of buffers and their memory, stays where it is until the kernel has
@@ -93,7 +104,7 @@ impl Backend for Uring {
         if full {
             self.free.push(index);
             let result = Err(io::Error::from_raw_os_error(libc::EBUSY));
-            self.refused.push_back(Completion { operation, result });
+            self.done.push_back(Completion { operation, result });
         } else if let Some(slot) = self.under_way.get_mut(index) {
             *slot = Some(operation);
         }
@@ -111,12 +122,16 @@ impl Backend for Uring {
                 other => drop(other?),
             }
         }
+        while let Some(operation) = self.writes.pop_front() {
+            let result = perform(&self.file, &operation);
+            self.done.push_back(Completion { operation, result });
+        }
         Ok(())
     }
 
     fn completion(&mut self) -> Option<Completion> {
-        if let Some(refused) = self.refused.pop_front() {
-            return Some(refused);
+        if let Some(done) = self.done.pop_front() {
+            return Some(done);
         }
         let entry = self.ring.completion().next()?;
         let index = usize::try_from(entry.user_data()).ok()?;
@@ -133,7 +148,7 @@ impl Backend for Uring {
         self.ring.completion().enable_eventfd();
         // The kernel publishes a completion, and after a barrier looks whether it is to write to the event.
         fence(Ordering::SeqCst);
-        !self.refused.is_empty() || !self.ring.completion().is_empty()
+        !self.done.is_empty() || !self.ring.completion().is_empty()
     }
 }
 

@@ -43,6 +43,8 @@ pub struct Devices {
     pub com1: Arc<Serial>,
     /// The command's channel, if there is a command.
     pub com2: Option<Arc<Serial>>,
+    /// The disks.
+    pub disks: Vec<Arc<Transport>>,
 }
 
 /// Where the serial ports are, for the tables.
@@ -56,6 +58,11 @@ pub fn virtio_slots(config: &MachineConfig) -> Vec<DeviceSlot> {
 }
 
 impl Devices {
+    /// How many of the disks the guest has never had a driver for.
+    pub fn unused_disks(&self) -> usize {
+        self.disks.iter().filter(|disk| !disk.was_driven()).count()
+    }
+
     /// Lets vCPUs that wait for their output to be taken go on.
     pub fn close(&self) {
         self.com1.close();
@@ -144,8 +151,10 @@ pub fn make(
             Vec::new()
         }
     };
-    mmio.extend(disks);
-    Ok((Devices { com1, com2 }, ports, MmioBus::new(mmio)?))
+    for (disk, slot) in disks.iter().zip(virtio_slots(config)) {
+        mmio.push(Slot { base: slot.base, len: slot.len, device: disk.clone() });
+    }
+    Ok((Devices { com1, com2, disks }, ports, MmioBus::new(mmio)?))
 }
 
 fn disks(
@@ -153,8 +162,8 @@ fn disks(
     interrupts: &Interrupts,
     memory: &GuestMemoryMmap,
     notifications: Option<&Arc<dyn Notifications>>,
-) -> Result<Vec<Slot>, DevicesError> {
-    let mut slots = Vec::with_capacity(config.disks.len());
+) -> Result<Vec<Arc<Transport>>, DevicesError> {
+    let mut disks = Vec::with_capacity(config.disks.len());
     for (index, (disk, slot)) in config.disks.iter().zip(virtio_slots(config)).enumerate() {
         let block = Box::new(Block::new(disk, index, memory.clone()));
         let line = interrupts.line(slot)?;
@@ -162,9 +171,9 @@ fn disks(
         if let Some(notifications) = notifications {
             transport = transport.with_notifications(notifications.clone(), slot.base);
         }
-        slots.push(Slot { base: slot.base, len: slot.len, device: Arc::new(transport) });
+        disks.push(Arc::new(transport));
     }
-    Ok(slots)
+    Ok(disks)
 }
 
 fn ports(

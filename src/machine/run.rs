@@ -27,6 +27,8 @@ pub struct Finished {
     pub log: Vec<String>,
     /// Bytes of output that nobody read.
     pub unread: usize,
+    /// Disks that the guest has never had a driver for.
+    pub unused_disks: usize,
 }
 
 /// Lines of the log that are kept for the explanation of a failure.
@@ -73,7 +75,8 @@ impl Machine {
         let finished = configured.and_then(|()| {
             // From here on there is no more output, and the threads take the VM down.
             threads.iter().for_each(VcpuThread::stopped);
-            Ok(finish(event_loop?, failure, &latch, &events))
+            let unused_disks = devices.unused_disks();
+            Ok(Finished { unused_disks, ..finish(event_loop?, failure, &latch, &events) })
         });
         drop((context, setup, devices, events));
         threads.into_iter().for_each(VcpuThread::join);
@@ -101,7 +104,7 @@ fn finish(
     };
     let log = event_loop.io().log();
     let outcome = Outcome { reason: explain_by_log(reason, log), command: events.command() };
-    Finished { outcome, log: log.last_lines(LOG_LINES), unread }
+    Finished { outcome, log: log.last_lines(LOG_LINES), unread, unused_disks: 0 }
 }
 
 /// A reset or halt right after a panic in the log is the panic's.

@@ -311,6 +311,17 @@ fn roots_that_cannot_be() {
     assert!(run.stderr.contains("cannot boot from /dev/vda (squashfs)"), "{}", run.stderr);
 }
 
+#[test]
+fn a_kernel_that_does_not_look_for_its_disks_is_told_of() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let disk = image(dir.path(), "disk", 1 << 20);
+    let line = "panic=-1 reboot=k quiet rdinit=/.tandem/init";
+    let args = ["--disk", &disk, "--cmdline-only", line, "--", "sh", "-c", "test -e /dev/vda || exit 9"];
+    let Some(run) = boot("a_kernel_that_does_not_look_for_its_disks_is_told_of", &args, b"") else { return };
+    run.assert(9, "");
+    assert!(run.stderr.contains("did not find 1 of its disks"), "{}", run.stderr);
+}
+
 /// Memory on both sides of the hole, of which the kernel takes some for bouncing transfers that need none here.
 #[test]
 fn a_disk_of_a_large_machine() {

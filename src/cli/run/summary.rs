@@ -17,6 +17,10 @@ use crate::milestone::{Milestone, Stamps};
 const SOFTWARE_KVM_HINT: &str = "this host's KVM is software (kvm_pvm): it emulates kernel code, slowly and not all of it; \
      the guest kernel that ./scripts/build-guest makes works here, others mostly do not (docs/hosts.md)";
 
+/// Said if the kernel has not looked for its disks.
+const DISK_HINT: &str = "it needs CONFIG_VIRTIO_BLK and CONFIG_VIRTIO_MMIO, and ACPI or \
+     CONFIG_VIRTIO_MMIO_CMDLINE_DEVICES";
+
 /// Prints the summary on stderr and returns the exit code.
 pub(super) fn print(
     args: &RunArgs,
@@ -43,6 +47,10 @@ pub(super) fn print(
     let standard = config.guest == Guest::Standard;
     if failed_in_guest && config.linux && standard && **backend == KvmBackend::Software {
         say(format_args!("tandem: {SOFTWARE_KVM_HINT}"));
+    }
+    if finished.unused_disks > 0 && config.linux && outcome.reason.is_guests() {
+        let count = finished.unused_disks;
+        say(format_args!("tandem: the guest's kernel did not find {count} of its disks: {DISK_HINT}"));
     }
     if finished.unread > 0 {
         say(format_args!("tandem: {} bytes of output were not read in time and are lost", finished.unread));

@@ -73,6 +73,8 @@ struct Registers {
     state: State,
     /// Queues whose notifications have been given to the hypervisor.
     bound: Vec<bool>,
+    /// A driver has been ready at some time.
+    driven: bool,
     /// Queues that are being served, from `DRIVER_OK` on.
     running: Vec<Option<Box<dyn Running>>>,
 }
@@ -108,7 +110,7 @@ impl Transport {
         running.resize_with(queue_sizes.len(), || None);
         let signals = Arc::new(Signals::new(line, state.interrupt_status));
         let bound = vec![false; queue_sizes.len()];
-        let registers = Registers { state: sized(state, queue_sizes.len()), bound, running };
+        let registers = Registers { state: sized(state, queue_sizes.len()), bound, driven: false, running };
         let offered = device.features() | TRANSPORT_FEATURES;
         Ok(Self {
             device,
@@ -126,6 +128,11 @@ impl Transport {
     pub fn with_notifications(mut self, notifications: Arc<dyn Notifications>, base: u64) -> Self {
         self.notifications = Some((notifications, base));
         self
+    }
+
+    /// Whether the guest has ever had a driver for it.
+    pub fn was_driven(&self) -> bool {
+        lock(&self.registers).driven
     }
 
     /// Stops serving the queues; the guest runs no more.
@@ -201,6 +208,7 @@ impl Transport {
         let before = state.status;
         state.status = status::after_write(before, written, acceptable);
         if !before & registers.state.status & DRIVER_OK != 0 && !self.signals.is_broken() {
+            registers.driven = true;
             self.start(registers);
         }
     }

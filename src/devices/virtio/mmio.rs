@@ -257,7 +257,7 @@ impl Transport {
         } else if configurable && !queue.ready {
             queue.ready = self.queue(number, queue, features).is_some();
             if !queue.ready {
-                tracing::warn!("{}: the guest's queue {number} is not in its memory", self.device.name());
+                tracing::debug!("{}: the guest's queue {number} is not in its memory", self.device.name());
                 self.signals.mark_broken();
             }
         }

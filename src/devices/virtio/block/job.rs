@@ -18,6 +18,9 @@ const ZEROS_LEN: usize = 64 << 10;
 /// Bytes that one operation writes of them.
 const ZEROS_AT_ONCE: u64 = 8 << 20;
 
+/// Bytes that are transferred at a time through memory of our own: what a guest can make a job take.
+const BOUNCE_LEN: u64 = 256 << 10;
+
 /// What all jobs of a queue are made with.
 pub struct Workshop {
     pub memory: Arc<GuestMemoryMmap>,
@@ -39,25 +42,52 @@ impl Workshop {
         self.zeros.as_ref().map(|zeros| Buffers::repeated(zeros, len))
     }
 
-    /// The buffers of a transfer. Where the guest's do not suit the storage they are replaced by memory of our own.
-    fn buffers(&self, action: Action, segments: &[Segment]) -> Option<(Buffers, Option<Arc<Aligned>>)> {
-        let buffers = Buffers::in_guest(&self.memory, segments)?;
+    /// The buffers of a transfer. Where the guest's do not suit the storage the first of them, which are split off for that,
+    /// are replaced by memory of our own.
+    fn buffers(
+        &self,
+        action: Action,
+        mut segments: Vec<Segment>,
+    ) -> Option<(Buffers, Option<Bounce>, Vec<Segment>)> {
+        let buffers = Buffers::in_guest(&self.memory, &segments)?;
         if buffers.are_aligned(self.alignment) {
-            return Some((buffers, None));
+            return Some((buffers, None, Vec::new()));
         }
-        let len = usize::try_from(buffers.len()).ok()?;
+        let len = usize::try_from(buffers.len().min(BOUNCE_LEN)).ok()?;
+        let rest = split_off(&mut segments, len as u64);
         let mut own = Aligned::zeroed(len, self.alignment)?;
         if action == Action::Write {
             let mut rest = own.bytes_mut();
-            for segment in segments {
+            for segment in &segments {
                 let (part, after) = rest.split_at_mut_checked(segment.len as usize)?;
                 self.memory.read_slice(part, GuestAddress(segment.addr)).ok()?;
                 rest = after;
             }
         }
         let own = Arc::new(own);
-        Some((Buffers::repeated(&own, len as u64), Some(own)))
+        Some((Buffers::repeated(&own, len as u64), Some((own, segments)), rest))
     }
+}
+
+/// Memory of our own and the guest's buffers that it stands for.
+type Bounce = (Arc<Aligned>, Vec<Segment>);
+
+/// Leaves the first `len` bytes of the buffers, and returns the rest.
+fn split_off(segments: &mut Vec<Segment>, len: u64) -> Vec<Segment> {
+    let mut left = len;
+    let whole = segments.iter().take_while(|segment| {
+        let fits = u64::from(segment.len) <= left;
+        left -= if fits { segment.len.into() } else { 0 };
+        fits
+    });
+    let mut rest = segments.split_off(whole.count());
+    if let Some(first) = rest.first_mut().filter(|_| left > 0) {
+        // Less than the segment has, so it is of 32 bits.
+        let part = Segment { addr: first.addr, len: left as u32 };
+        *first = Segment { addr: first.addr.wrapping_add(left), len: first.len.saturating_sub(part.len) };
+        segments.push(part);
+    }
+    rest
 }
 
 /// A step of a request.
@@ -89,7 +119,7 @@ pub struct Job {
     number: usize,
     steps: VecDeque<Step>,
     /// Guest buffers that take what has been read into memory of our own.
-    bounce: Option<(Arc<Aligned>, Vec<Segment>)>,
+    bounce: Option<Bounce>,
     /// The step must leave zeros: unlike a discard it is no hint.
     zeroing: bool,
     tries: u8,
@@ -126,11 +156,15 @@ impl Job {
             self.zeroing = matches!(step, Step::Zero(..));
             let (action, range, buffers) = match step {
                 Step::Transfer(action, offset, segments) => {
-                    let Some((buffers, own)) = workshop.buffers(action, &segments) else {
+                    let Some((buffers, bounce, rest)) = workshop.buffers(action, segments) else {
                         return failed(action, io::ErrorKind::OutOfMemory.into());
                     };
-                    self.bounce = own.filter(|_| action == Action::Read).map(|own| (own, segments));
+                    self.bounce = bounce.filter(|_| action == Action::Read);
                     let len = buffers.len();
+                    if !rest.is_empty() {
+                        let next = offset.saturating_add(len);
+                        self.steps.push_front(Step::Transfer(action, next, rest));
+                    }
                     (action, Range { offset, len }, buffers)
                 }
                 Step::Discard(range) => (Action::Discard, range, Buffers::default()),

@@ -108,6 +108,45 @@ fn memory_that_does_not_suit_the_storage_is_replaced() {
 }
 
 #[test]
+fn large_transfers_take_little_memory_of_our_own() {
+    let mut workshop = workshop(512);
+    // All of it odd, and cut anywhere.
+    let lens = [100_001, 300_000, 199_999, 7, 200_001 + 512 * 3];
+    let mut addr = 1;
+    let buffers: Vec<_> = lens
+        .iter()
+        .map(|len| {
+            addr += len;
+            Segment { addr: u64::from(addr - len), len: *len }
+        })
+        .collect();
+    let len: u64 = lens.iter().map(|len| u64::from(*len)).sum();
+    let data: Vec<u8> = (0..len).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    workshop.memory.write_slice(&data, GuestAddress(1)).unwrap();
+    let storage = tempfile::tempfile().unwrap();
+    let mut run = |request| {
+        let mut job = Job::new(0, request, false).unwrap();
+        let mut progress = job.advance(&mut workshop);
+        let mut lens = Vec::new();
+        while let Progress::Perform(operation) = progress {
+            assert!(operation.buffers.are_aligned(512) || operation.len % 512 != 0);
+            lens.push(operation.len);
+            let result = super::super::plain::perform(&storage, &operation);
+            progress = job.complete(Completion { operation, result }, &mut workshop);
+        }
+        assert_eq!(status(progress), 0);
+        let mut found = vec![0; data.len()];
+        workshop.memory.read_slice(&mut found, GuestAddress(1)).unwrap();
+        assert!(found == data);
+        workshop.memory.write_slice(&vec![0; data.len()], GuestAddress(1)).unwrap();
+        lens
+    };
+    let expected = [BOUNCE_LEN, BOUNCE_LEN, BOUNCE_LEN, len - 3 * BOUNCE_LEN];
+    assert_eq!(run(Request::Write { offset: 4096, buffers: buffers.clone() }), expected);
+    assert_eq!(run(Request::Read { offset: 4096, buffers }), expected);
+}
+
+#[test]
 fn trying_again_has_an_end() {
     let mut workshop = workshop(1);
     let mut job = Job::new(0, Request::Flush, false).unwrap();

@@ -89,12 +89,102 @@ fn options_that_cannot_work() {
         (&["run", "--console", "vga"], "serial"),
         (&["run", "--frobnicate"], "--frobnicate"),
         (&["run", "--cmdline", "a", "--cmdline-only", "b"], "cannot be used with"),
+        (&["run", "--disk", "image,ro"], "readonly"),
+        (&["run", "--disk", "image", "--root-disk", "--root", "/"], "cannot be used with"),
+        (&["run", "--root-disk"], "--disk"),
         (&["frobnicate"], "frobnicate"),
     ] {
         let run = cli(args);
         run.assert(126, "");
         assert!(run.stderr.contains(word), "{args:?}: {word:?} is in {:?}", run.stderr);
     }
+}
+
+/// An ELF image with one segment of four bytes at 1 MiB.
+fn bare_kernel() -> tempfile::NamedTempFile {
+    let words = |words: &[u64]| words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<_>>();
+    let header = [
+        b"\x7fELF\x02\x01\x01".to_vec(),
+        vec![0; 9],
+        vec![2, 0, 62, 0, 1, 0, 0, 0],
+        words(&[0x10_0000, 64, 0]),
+        vec![0, 0, 0, 0, 64, 0, 56, 0, 1, 0, 0, 0, 0, 0, 0, 0],
+    ];
+    let segment = [vec![1, 0, 0, 0, 5, 0, 0, 0], words(&[120, 0x10_0000, 0x10_0000, 4, 4, 0x1000])];
+    file(&[header.concat(), segment.concat(), vec![0xf4; 4]].concat())
+}
+
+#[test]
+fn disks_that_cannot_be() {
+    let kernel = bare_kernel();
+    let kernel = ["run", "--boot", "linux64", "--kernel", path(&kernel)];
+    let with = |disk: &str, code, words: &[&str]| {
+        refused(&[&kernel[..], &["--disk", disk]].concat(), code, words);
+    };
+    with("/nonexistent", 127, &["/nonexistent"]);
+    with("/dev/null", 126, &["/dev/null", "block device"]);
+    let qcow2 = file(&[b"QFI\xfb".as_slice(), &[0; 508]].concat());
+    with(path(&qcow2), 126, &["qcow2", "qemu-img convert -O raw"]);
+    let odd = file(&[0; 700]);
+    with(path(&odd), 126, &["truncate -s %512"]);
+    let good = file(&[0; 1024]);
+    with(&format!("{},queues=99", path(&good)), 126, &["queues=99"]);
+    // Twice the same is once too often.
+    refused(
+        &[&kernel[..], &["--disk", path(&good), "--disk", path(&good)]].concat(),
+        126,
+        &["in use", "readonly"],
+    );
+    refused(&[&kernel[..], &["--disk", path(&good), "--root-disk"]].concat(), 126, &["Linux guest"]);
+}
+
+#[test]
+fn a_dry_run_tells_of_disks_and_their_engine() {
+    let (kernel, disk) = (bare_kernel(), file(&[0; 1024]));
+    let disk = format!("{},readonly,queues=2", path(&disk));
+    for engine in ["plain", "io_uring"] {
+        let mut command = tandem();
+        command.env("TANDEM_DISK_ENGINE", engine).args([
+            "run",
+            "--boot",
+            "linux64",
+            "--dry-run",
+            "--disk",
+            &disk,
+        ]);
+        let run = run(command.arg("--kernel").arg(kernel.path()), b"", LIMIT);
+        assert_eq!(run.code, Some(0), "{run:?}");
+        let text = run.text();
+        let line = text.lines().find(|line| line.starts_with("disk")).expect("a line");
+        assert!(line.contains("/dev/vda") && line.ends_with(", read-only, 2 queues"), "{line}");
+        // Where the host has no io_uring it is said why.
+        let word = if engine == "plain" { "system calls," } else { "io_uring" };
+        assert!(line.contains(word), "{line}");
+    }
+}
+
+#[test]
+fn images_that_cannot_be() {
+    let image = |name: &str, from: &str, code, words: &[&str]| {
+        let dir = tempfile::tempdir().expect("a directory");
+        let output = dir.path().join(name);
+        refused(&["image", "create", output.to_str().expect("a path"), "--from", from], code, words);
+        assert_eq!(
+            std::fs::read_dir(dir.path()).expect("the directory").count(),
+            0,
+            "nothing is left behind"
+        );
+    };
+    image("a.img", "/etc", 126, &[".ext4", ".squashfs"]);
+    image("a.ext4", "/nonexistent", 127, &["/nonexistent"]);
+    image("a.ext4", "/dev/null", 126, &["/dev/null"]);
+    // Without the tool.
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut command = tandem();
+    command.args(["image", "create"]).arg(dir.path().join("a.squashfs")).arg("--from").arg(dir.path());
+    let run = run(command.env("PATH", dir.path()), b"", LIMIT);
+    // It may be where an ordinary user's PATH does not lead.
+    assert!(run.code == Some(0) || run.stderr.contains("apt-get install squashfs-tools"), "{run:?}");
 }
 
 #[test]

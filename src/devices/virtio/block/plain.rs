@@ -5,10 +5,14 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::storage::{Action, Backend, Completion, Operation};
 
-/// Performs an operation when it is submitted.
+/// How long operations are performed before those that are done are answered.
+const SLICE: Duration = Duration::from_millis(1);
+
+/// Performs an operation when it is submitted, or when there is time for it.
 pub struct Plain {
     file: Arc<File>,
     pushed: VecDeque<Operation>,
@@ -28,10 +32,7 @@ impl Backend for Plain {
     }
 
     fn submit(&mut self) -> io::Result<()> {
-        while let Some(operation) = self.pushed.pop_front() {
-            let result = perform(&self.file, &operation);
-            self.completed.push_back(Completion { operation, result });
-        }
+        perform_some(&self.file, &mut self.pushed, &mut self.completed);
         Ok(())
     }
 
@@ -40,7 +41,19 @@ impl Backend for Plain {
     }
 
     fn arm(&mut self) -> bool {
-        !self.completed.is_empty()
+        !self.completed.is_empty() || !self.pushed.is_empty()
+    }
+}
+
+/// Performs operations, at least one if there is any, but no more when that has taken some time.
+pub fn perform_some(file: &File, todo: &mut VecDeque<Operation>, done: &mut VecDeque<Completion>) {
+    let start = Instant::now();
+    while let Some(operation) = todo.pop_front() {
+        let result = perform(file, &operation);
+        done.push_back(Completion { operation, result });
+        if start.elapsed() > SLICE {
+            break;
+        }
     }
 }
 

@@ -28,7 +28,7 @@ pub trait Backend: Send {
     /// Takes an operation. There are never more at a time than the back end was made for.
     fn push(&mut self, operation: Operation);
 
-    /// Sees to it that what was pushed is being performed.
+    /// Sees to it that what was pushed is being performed, or performs some of it.
     ///
     /// # Errors
     /// The host takes no operations any more.
@@ -38,7 +38,7 @@ pub trait Backend: Send {
     fn completion(&mut self) -> Option<Completion>;
 
     /// From now until the next operation is submitted or taken, each that completes wakes whoever waits. Returns whether
-    /// one has completed already: then there may be no wake-up for it.
+    /// one has completed already, or waits to be submitted: then there may be no wake-up for it.
     fn arm(&mut self) -> bool;
 }
 

@@ -13,7 +13,7 @@ use std::sync::atomic::{Ordering, fence};
 use io_uring::{IoUring, opcode, squeue, types};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::plain::{fallocate_mode, perform};
+use super::plain::{fallocate_mode, perform_some};
 use super::storage::{Action, Backend, Completion, Operation};
 
 /// The file among those registered with the ring.
@@ -122,10 +122,7 @@ impl Backend for Uring {
                 other => drop(other?),
             }
         }
-        while let Some(operation) = self.writes.pop_front() {
-            let result = perform(&self.file, &operation);
-            self.done.push_back(Completion { operation, result });
-        }
+        perform_some(&self.file, &mut self.writes, &mut self.done);
         Ok(())
     }
 
@@ -148,7 +145,7 @@ impl Backend for Uring {
         self.ring.completion().enable_eventfd();
         // The kernel publishes a completion, and after a barrier looks whether it is to write to the event.
         fence(Ordering::SeqCst);
-        !self.done.is_empty() || !self.ring.completion().is_empty()
+        !self.done.is_empty() || !self.writes.is_empty() || !self.ring.completion().is_empty()
     }
 }
 

@@ -164,12 +164,14 @@ impl Server {
         Ok(self.backend.arm() || waiting)
     }
 
-    /// Takes requests as long as there are places for them; how many.
+    /// Takes requests as long as there are places for them, and not more than the queue has entries: some are answered at
+    /// once, and a driver that adds others meanwhile shall not keep this from the rest. Returns how many.
     fn take(&mut self) -> Result<usize, Broken> {
         let mut taken = 0;
+        let most = usize::from(self.queue.size());
         let memory = self.memory.clone();
         self.queue.disable_notification(&*memory)?;
-        while !self.free.is_empty() {
+        while !self.free.is_empty() && taken < most {
             let Some(chain) = self.queue.iter(&*memory)?.next() else { break };
             self.begin(chain.head_index())?;
             taken += 1;

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use tandem::devices::virtio::block::storage::{Action, Backend, Completion, Operation, Storage};
 use tandem::devices::virtio::block::{Block, Geometry};
+use vm_memory::Bytes;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::*;
@@ -183,6 +184,41 @@ fn after_a_flush_that_failed_none_succeeds() {
     let Disk { driver, .. } = disk;
     let mut disk = Disk::new(driver, ALL, 8);
     assert_eq!(disk.flush(), 1);
+}
+
+/// Makes flushes available together; their statuses.
+fn flushes(disk: &mut Disk, count: u64) -> Vec<u8> {
+    let memory = disk.driver.memory.clone();
+    memory.write_obj([u64::from(driver::FLUSH), 0], GuestAddress(0x40_0000)).expect("a header");
+    let status = |n| GuestAddress(0x40_0800 + n);
+    let before = disk.driver.available(&disk.ring);
+    for n in 0..count {
+        memory.write_obj(0xffu8, status(n)).expect("a status");
+        let chain = [(0x40_0000, 16, false), (status(n).0, 1, true)];
+        disk.driver.add(&mut disk.ring, &chain).expect("room");
+    }
+    disk.driver.notify(&disk.ring, before);
+    (0..count).for_each(|_| drop(disk.driver.wait_used(&mut disk.ring)));
+    (0..count).map(|n| memory.read_obj(status(n)).expect("a status")).collect()
+}
+
+#[test]
+fn of_flushes_at_the_same_time_none_succeeds_if_one_has_failed() {
+    // The kernel tells the first of lost writes, and the second would not know.
+    let storage = Scripted::new([None, error(libc::EIO), None]);
+    let mut disk = storage.disk();
+    assert_eq!(disk.write(0, &pattern(512, 2)), 0);
+    assert_eq!(flushes(&mut disk, 4), [1, 1, 1, 1]);
+}
+
+#[test]
+fn flushes_at_the_same_time_share_a_sync() {
+    let storage = Scripted::new([error(libc::EINTR)]);
+    let mut disk = storage.disk();
+    assert_eq!(flushes(&mut disk, 8), [0; 8]);
+    let syncs = storage.seen().len();
+    assert!((2..8).contains(&syncs), "{syncs}");
+    assert_eq!(flushes(&mut disk, 1), [0]);
 }
 
 #[test]

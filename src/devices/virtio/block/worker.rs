@@ -1,5 +1,6 @@
 //! The thread that serves a queue: takes requests, has them performed, answers them.
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,7 +14,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::job::{Job, Progress, Workshop};
 use super::request::{self, Limits, Request};
 use super::shared::Shared;
-use super::storage::{Action, Backend, Completion};
+use super::storage::{Action, Backend, Completion, Operation};
 use crate::devices::virtio::chain::{self, Segment};
 use crate::devices::virtio::{INDIRECT_DESC, Running, Signals, Start};
 
@@ -95,6 +96,13 @@ struct Server {
     /// Jobs under way by their numbers, as many as the queue has entries at most.
     jobs: Vec<Option<(Job, Answer)>>,
     free: Vec<usize>,
+    /// Whether a sync is under way. There is one at a time: the kernel reports lost writes to the first that asks, and the
+    /// others would succeed.
+    syncing: bool,
+    /// Jobs whose next operation is a sync, which wait for the one under way.
+    syncs: VecDeque<(usize, Job, Answer, Operation)>,
+    /// How many of these waited already when it began: it is theirs as well.
+    covered: usize,
     /// Entries of the used ring that the driver has not been told of.
     untold: bool,
 }
@@ -117,6 +125,9 @@ impl Server {
             workshop: Workshop::new(memory.clone(), shared.alignment()),
             jobs: (0..depth).map(|_| None).collect(),
             free: (0..usize::from(depth)).rev().collect(),
+            syncing: false,
+            syncs: VecDeque::new(),
+            covered: 0,
             untold: false,
             queue,
             memory,
@@ -208,11 +219,38 @@ impl Server {
         self.go_on(number, job, answer, progress)
     }
 
-    fn complete(&mut self, completion: Completion) -> Result<(), Broken> {
+    fn complete(&mut self, mut completion: Completion) -> Result<(), Broken> {
         let number = completion.operation.job;
         let Some((mut job, answer)) = self.jobs.get_mut(number).and_then(Option::take) else { return Ok(()) };
+        let is_sync = completion.operation.action == Action::Sync;
+        if is_sync {
+            self.syncing = false;
+            if self.shared.has_lost_writes() {
+                // Of another queue, meanwhile.
+                completion.result = Err(io::Error::from_raw_os_error(libc::EIO));
+            }
+        }
+        let succeeded = completion.result.is_ok();
         let progress = job.complete(completion, &mut self.workshop);
-        self.go_on(number, job, answer, progress)
+        self.go_on(number, job, answer, progress)?;
+        if is_sync { self.next_sync(succeeded) } else { Ok(()) }
+    }
+
+    /// Lets those go on for whom the sync that has ended was as well, and begins the next for all others.
+    fn next_sync(&mut self, succeeded: bool) -> Result<(), Broken> {
+        let covered = std::mem::take(&mut self.covered);
+        for _ in 0..if succeeded { covered } else { 0 } {
+            let Some((number, mut job, answer, operation)) = self.syncs.pop_front() else { break };
+            let progress = job.complete(Completion { operation, result: Ok(0) }, &mut self.workshop);
+            self.go_on(number, job, answer, progress)?;
+        }
+        while !self.syncing
+            && let Some((number, job, answer, operation)) = self.syncs.pop_front()
+        {
+            self.covered = self.syncs.len();
+            self.go_on(number, job, answer, Progress::Perform(operation))?;
+        }
+        Ok(())
     }
 
     fn go_on(&mut self, number: usize, job: Job, answer: Answer, progress: Progress) -> Result<(), Broken> {
@@ -223,7 +261,12 @@ impl Server {
                 self.free.push(number);
                 self.answer(&answer, VIRTIO_BLK_S_IOERR as u8)
             }
+            Progress::Perform(operation) if operation.action == Action::Sync && self.syncing => {
+                self.syncs.push_back((number, job, answer, operation));
+                Ok(())
+            }
             Progress::Perform(operation) => {
+                self.syncing |= operation.action == Action::Sync;
                 if let Some(slot) = self.jobs.get_mut(number) {
                     *slot = Some((job, answer));
                 }

@@ -43,6 +43,7 @@ pub struct Devices {
     pub com1: Arc<Serial>,
     /// The command's channel, if there is a command.
     pub com2: Option<Arc<Serial>>,
+    disks: Vec<Arc<Transport>>,
 }
 
 /// Where the serial ports are, for the tables.
@@ -56,12 +57,13 @@ pub fn virtio_slots(config: &MachineConfig) -> Vec<DeviceSlot> {
 }
 
 impl Devices {
-    /// Lets vCPUs that wait for their output to be taken go on.
+    /// Lets vCPUs that wait for their output to be taken go on, and soon those that wait for a disk to be reset.
     pub fn close(&self) {
         self.com1.close();
         if let Some(com2) = &self.com2 {
             com2.close();
         }
+        self.disks.iter().for_each(|disk| disk.close());
     }
 }
 
@@ -144,8 +146,9 @@ pub fn make(
             Vec::new()
         }
     };
-    mmio.extend(disks);
-    Ok((Devices { com1, com2 }, ports, MmioBus::new(mmio)?))
+    let (disks, disk_slots) = disks.into_iter().unzip();
+    mmio.extend::<Vec<_>>(disk_slots);
+    Ok((Devices { com1, com2, disks }, ports, MmioBus::new(mmio)?))
 }
 
 fn disks(
@@ -153,7 +156,7 @@ fn disks(
     interrupts: &Interrupts,
     memory: &GuestMemoryMmap,
     notifications: Option<&Arc<dyn Notifications>>,
-) -> Result<Vec<Slot>, DevicesError> {
+) -> Result<Vec<(Arc<Transport>, Slot)>, DevicesError> {
     let mut slots = Vec::with_capacity(config.disks.len());
     for (index, (disk, slot)) in config.disks.iter().zip(virtio_slots(config)).enumerate() {
         let block = Box::new(Block::new(disk, index, memory.clone()));
@@ -162,7 +165,8 @@ fn disks(
         if let Some(notifications) = notifications {
             transport = transport.with_notifications(notifications.clone(), slot.base);
         }
-        slots.push(Slot { base: slot.base, len: slot.len, device: Arc::new(transport) });
+        let device = Arc::new(transport);
+        slots.push((device.clone(), Slot { base: slot.base, len: slot.len, device }));
     }
     Ok(slots)
 }

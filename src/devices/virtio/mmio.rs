@@ -128,6 +128,11 @@ impl Transport {
         self
     }
 
+    /// The machine is at its end: a vCPU that waits for a reset goes on after a while, whatever the queues wait for.
+    pub fn close(&self) {
+        self.signals.close();
+    }
+
     /// Stops serving the queues; the guest runs no more.
     pub fn stop(&self) {
         lock(&self.registers).running.iter_mut().for_each(|running| *running = None);
@@ -271,6 +276,7 @@ impl Transport {
 
 impl Drop for Transport {
     fn drop(&mut self) {
+        self.close();
         self.stop();
     }
 }

@@ -4,7 +4,9 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use virtio_bindings::bindings::virtio_blk::{VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK};
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
@@ -18,10 +20,16 @@ use super::storage::{Action, Backend, Completion, Operation};
 use crate::devices::virtio::chain::{self, Segment};
 use crate::devices::virtio::{INDIRECT_DESC, Running, Signals, Start};
 
+/// How often who waits for the thread's end looks whether the machine's is overdue.
+const LOOK: Duration = Duration::from_millis(20);
+
 /// A queue that is served.
 pub struct Worker {
     stop: Arc<AtomicBool>,
     notify: Arc<EventFd>,
+    signals: Arc<Signals>,
+    /// Closed when the thread has ended.
+    ended: Receiver<()>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -32,10 +40,13 @@ impl Worker {
     /// There can be no more threads.
     pub fn spawn(start: Start, memory: GuestMemoryMmap, shared: Arc<Shared>) -> io::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
-        let notify = start.notify.clone();
+        let (notify, signals) = (start.notify.clone(), start.signals.clone());
+        let (end, ended) = mpsc::channel::<()>();
         let told = stop.clone();
         let name = format!("disk queue {}", start.number);
         let thread = thread::Builder::new().name(name).spawn(move || {
+            // Dropped last.
+            let _end = end;
             let signals = start.signals.clone();
             match Server::new(start, memory, shared) {
                 Ok(server) => server.run(&told),
@@ -45,7 +56,7 @@ impl Worker {
                 }
             }
         })?;
-        Ok(Self { stop, notify, thread: Some(thread) })
+        Ok(Self { stop, notify, signals, ended, thread: Some(thread) })
     }
 }
 
@@ -56,6 +67,13 @@ impl Drop for Worker {
         self.stop.store(true, Ordering::Release);
         // The counter is full: the thread is about to look.
         let _ = self.notify.write(1);
+        while self.ended.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
+            if self.signals.is_overdue() {
+                // What it uses is its own as well, and the process is about to end.
+                tracing::error!("the storage of a disk does not answer; what is under way is left behind");
+                return;
+            }
+        }
         // A panic in it has been reported where it happened.
         let _ = self.thread.take().map(JoinHandle::join);
     }

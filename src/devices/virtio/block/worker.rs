@@ -48,10 +48,10 @@ impl Worker {
             // Dropped last.
             let _end = end;
             let signals = start.signals.clone();
-            match Server::new(start, memory, shared) {
+            match Server::new(start, memory, shared.clone()) {
                 Ok(server) => server.run(&told),
                 Err(error) => {
-                    tracing::error!(%error, "cannot serve a disk's queue");
+                    shared.complain_of_host(&error);
                     signals.ask_for_reset();
                 }
             }

@@ -51,8 +51,8 @@ pub enum DiskError {
     #[error("the disk {} has {len} bytes, no multiple of {block}: truncate -s %{block} {}", path.display(), path.display())]
     Size { path: PathBuf, len: u64, block: u32 },
     #[error(
-        "the disk {} is in use by another virtual machine: stop that one, give it a copy, or share the image by adding \
-         ,readonly to --disk on both sides",
+        "the disk {} is in use, by another virtual machine or another --disk of this one: stop that one, give it a copy, or \
+         share the image by adding ,readonly to --disk on both sides",
         .0.display()
     )]
     Locked(PathBuf),

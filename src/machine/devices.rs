@@ -63,12 +63,13 @@ impl Devices {
         self.disks.iter().filter(|disk| !disk.was_driven()).count()
     }
 
-    /// Lets vCPUs that wait for their output to be taken go on.
+    /// Lets vCPUs that wait for their output to be taken go on, and soon those that wait for a disk to be reset.
     pub fn close(&self) {
         self.com1.close();
         if let Some(com2) = &self.com2 {
             com2.close();
         }
+        self.disks.iter().for_each(|disk| disk.close());
     }
 }
 

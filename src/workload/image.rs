@@ -27,6 +27,8 @@ pub enum ImageError {
     Read { path: PathBuf, source: io::Error },
     #[error("{} is neither a directory nor a file", .0.display())]
     Source(PathBuf),
+    #[error("{} would be in the image of {} itself: put it elsewhere", output.display(), from.display())]
+    Inside { output: PathBuf, from: PathBuf },
     #[error("{tool} is not installed: apt-get install {package}")]
     Missing { tool: &'static str, package: &'static str },
     #[error("cannot run {tool}")]
@@ -91,6 +93,9 @@ pub fn create(output: &Path, from: &Path, size: Option<u64>) -> Result<Option<St
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
+    if lies_in(directory, from) {
+        return Err(ImageError::Inside { output: output.to_owned(), from: from.to_owned() });
+    }
     let work = Temporary::new(directory)?;
     let unpacked = work.0.join("tree");
     let image = work.0.join("image");
@@ -116,6 +121,12 @@ pub fn create(output: &Path, from: &Path, size: Option<u64>) -> Result<Option<St
     }
     fs::rename(&image, output).map_err(|source| ImageError::Write { path: output.to_owned(), source })?;
     Ok(note)
+}
+
+/// Whether a directory is the tree `tree` or in it, however they are written.
+fn lies_in(directory: &Path, tree: &Path) -> bool {
+    let real = (directory.canonicalize(), tree.canonicalize());
+    matches!(real, (Ok(directory), Ok(tree)) if directory.starts_with(&tree))
 }
 
 /// A directory that goes away with its contents.
@@ -369,6 +380,10 @@ mod tests {
         assert!(matches!(at("a.img", "/"), ImageError::Kind(_)));
         assert!(at("a.ext4", "/nonexistent").is_not_found());
         assert!(matches!(at("a.ext4", "/dev/null"), ImageError::Source(_)));
+        let tree = dir.path().join("tree");
+        for output in ["tree/a.ext4", "tree/etc/a.squashfs", "tree/../tree/a.ext4"] {
+            assert!(matches!(at(output, tree.to_str().unwrap()), ImageError::Inside { .. }), "{output}");
+        }
         let file = dir.path().join("tree/etc/hello");
         assert!(matches!(at("a.ext4", file.to_str().unwrap()), ImageError::Failed { tool: "tar", .. }));
     }

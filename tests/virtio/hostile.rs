@@ -190,6 +190,45 @@ fn the_same_chain_again_and_again() {
     }
 }
 
+#[test]
+fn a_reset_while_others_go_on_adding_requests() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut driver = any_driver(dir.path());
+    // Each chain takes a while to read, and is answered at once: the type is none.
+    let mut ring = driver.start(INDIRECT_DESC, 1, 256, 0x10_0000).pop().expect("a ring");
+    let (header, table, count) = (0x40_0000, 0x41_0000, 1000);
+    put(&driver, header, [0x77, 0]);
+    for index in 0..count {
+        put(&driver, table + index * 16, [header, 16 | 1 << 32 | (index + 1) << 48]);
+    }
+    put(&driver, table + count * 16, [header + 0x800, 1 | 2 << 32]);
+    put(&driver, ring.base, [table, ((count + 1) * 16) | (4 << 32)]);
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let (memory, told) = (driver.memory.clone(), stop.clone());
+    driver.publish(&mut ring, 0);
+    driver.write(QUEUE_NOTIFY, 0);
+    let feeder = std::thread::spawn(move || {
+        // Always a full ring more than has been used.
+        while !told.load(std::sync::atomic::Ordering::Relaxed) {
+            let used: u16 = memory.read_obj(GuestAddress(ring.used_ring() + 2)).expect("memory");
+            let index = used.wrapping_add(200);
+            memory.write_obj(index, GuestAddress(ring.available_ring() + 2)).expect("memory");
+        }
+    });
+    std::thread::sleep(Duration::from_millis(50));
+    let (sender, done) = std::sync::mpsc::channel();
+    let transport = driver.transport.clone();
+    let resetter = std::thread::spawn(move || {
+        transport.write(STATUS, &[0; 4]);
+        let _ = sender.send(());
+    });
+    let reset = done.recv_timeout(Duration::from_secs(5));
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    feeder.join().expect("the feeder");
+    resetter.join().expect("the reset");
+    reset.expect("a reset comes to its end whatever is added");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 

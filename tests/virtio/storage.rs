@@ -2,10 +2,12 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 
 use tandem::devices::virtio::block::storage::{Action, Backend, Completion, Operation, Storage};
 use tandem::devices::virtio::block::{Block, Geometry};
+use vm_memory::Bytes;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::*;
@@ -185,6 +187,43 @@ fn after_a_flush_that_failed_none_succeeds() {
     assert_eq!(disk.flush(), 1);
 }
 
+/// Makes flushes available together; their statuses.
+fn flushes(disk: &mut Disk, count: u64) -> Vec<u8> {
+    let memory = disk.driver.memory.clone();
+    memory.write_obj([u64::from(driver::FLUSH), 0], GuestAddress(0x40_0000)).expect("a header");
+    let status = |n| GuestAddress(0x40_0800 + n);
+    let before = disk.driver.available(&disk.ring);
+    for n in 0..count {
+        memory.write_obj(0xffu8, status(n)).expect("a status");
+        let chain = [(0x40_0000, 16, false), (status(n).0, 1, true)];
+        disk.driver.add(&mut disk.ring, &chain).expect("room");
+    }
+    disk.driver.notify(&disk.ring, before);
+    for _ in 0..count {
+        disk.driver.wait_used(&mut disk.ring);
+    }
+    (0..count).map(|n| memory.read_obj(status(n)).expect("a status")).collect()
+}
+
+#[test]
+fn of_flushes_at_the_same_time_none_succeeds_if_one_has_failed() {
+    // The kernel tells the first of lost writes, and the second would not know.
+    let storage = Scripted::new([None, error(libc::EIO), None]);
+    let mut disk = storage.disk();
+    assert_eq!(disk.write(0, &pattern(512, 2)), 0);
+    assert_eq!(flushes(&mut disk, 4), [1, 1, 1, 1]);
+}
+
+#[test]
+fn flushes_at_the_same_time_share_a_sync() {
+    let storage = Scripted::new([error(libc::EINTR)]);
+    let mut disk = storage.disk();
+    assert_eq!(flushes(&mut disk, 8), [0; 8]);
+    let syncs = storage.seen().len();
+    assert!((2..8).contains(&syncs), "{syncs}");
+    assert_eq!(flushes(&mut disk, 1), [0]);
+}
+
 #[test]
 fn storage_that_cannot_zero_is_written_zeros_and_a_discard_is_a_hint() {
     let storage = Scripted::new([None, error(libc::EOPNOTSUPP), None, error(libc::EOPNOTSUPP), None]);
@@ -263,5 +302,82 @@ proptest! {
                 prop_assert!(found >= *number && found <= written[sector], "sector {}: {} < {}", sector, found, number);
             }
         }
+    }
+}
+
+/// Storage that answers when it is allowed to.
+#[derive(Clone, Default)]
+struct Stuck(Arc<(Mutex<(bool, bool)>, Condvar)>);
+
+impl Stuck {
+    fn change(&self, change: impl Fn(&mut (bool, bool))) {
+        change(&mut self.0.0.lock().expect("the lock"));
+        self.0.1.notify_all();
+    }
+    fn wait(&self, until: impl Fn((bool, bool)) -> bool) {
+        let state = self.0.0.lock().expect("the lock");
+        let (_state, time) =
+            self.0.1.wait_timeout_while(state, driver::LIMIT, |state| !until(*state)).expect("the lock");
+        assert!(!time.timed_out());
+    }
+}
+
+impl Storage for Stuck {
+    fn backend(&self, _: u16, _: &EventFd) -> io::Result<Box<dyn Backend>> {
+        Ok(Box::new(self.clone()))
+    }
+}
+
+impl Backend for Stuck {
+    fn push(&mut self, _: Operation) {
+        self.change(|(asked, _)| *asked = true);
+    }
+    fn submit(&mut self) -> io::Result<()> {
+        self.wait(|(asked, released)| !asked || released);
+        Ok(())
+    }
+    fn completion(&mut self) -> Option<Completion> {
+        None
+    }
+    fn arm(&mut self) -> bool {
+        false
+    }
+}
+
+#[test]
+fn the_end_does_not_wait_for_storage_that_never_answers() {
+    for reset in [false, true] {
+        let (storage, memory) = (Stuck::default(), memory());
+        let block =
+            Block::on_storage("test".into(), "", Box::new(storage.clone()), GEOMETRY, 1, memory.clone());
+        let mut disk = Disk::new(driver(block, memory), ALL, 8);
+        let before = disk.driver.available(&disk.ring);
+        disk.driver
+            .add(&mut disk.ring, &[(0x40_0000, 16, false), (0x50_0000, 512, true), (0x40_0800, 1, true)]);
+        disk.driver.notify(&disk.ring, before);
+        storage.wait(|(asked, _)| asked);
+        let (sender, done) = std::sync::mpsc::channel();
+        let transport = disk.driver.transport.clone();
+        drop(disk);
+        let thread = std::thread::spawn({
+            let transport = transport.clone();
+            move || {
+                if reset {
+                    tandem::devices::bus::BusDevice::write(&*transport, STATUS, &[0; 4]);
+                }
+                drop(transport);
+                let _ = sender.send(());
+            }
+        });
+        if reset {
+            // As long as the guest runs the memory must not be its own again.
+            assert!(done.recv_timeout(Duration::from_millis(300)).is_err());
+            transport.close();
+        }
+        drop(transport);
+        let end = done.recv_timeout(Duration::from_secs(10));
+        storage.change(|(_, released)| *released = true);
+        thread.join().expect("the thread");
+        end.expect("an end");
     }
 }

@@ -3,6 +3,7 @@
 //! Control registers are 32 bits wide: of an access of any other width or alignment, reads are zeros and writes go
 //! nowhere. The configuration space may be accessed in any way.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use thiserror::Error;
@@ -89,6 +90,8 @@ pub struct Transport {
     signals: Arc<Signals>,
     /// Who spares notifications their exit, and where the registers are; if anyone.
     notifications: Option<(Arc<dyn Notifications>, u64)>,
+    /// Whether the user has been told that a queue cannot be served, which a guest may cause again and again.
+    complained: AtomicBool,
     registers: Mutex<Registers>,
 }
 
@@ -120,6 +123,7 @@ impl Transport {
             notifiers,
             signals,
             notifications: None,
+            complained: AtomicBool::new(false),
             registers: Mutex::new(registers),
         })
     }
@@ -133,6 +137,11 @@ impl Transport {
     /// Whether the guest has ever had a driver for it.
     pub fn was_driven(&self) -> bool {
         lock(&self.registers).driven
+    }
+
+    /// The machine is at its end: a vCPU that waits for a reset goes on after a while, whatever the queues wait for.
+    pub fn close(&self) {
+        self.signals.close();
     }
 
     /// Stops serving the queues; the guest runs no more.
@@ -236,7 +245,9 @@ impl Transport {
                     }
                 }
                 Err(error) => {
-                    tracing::error!(%error, "{}: cannot serve queue {number}", self.device.name());
+                    if self.is_first_complaint() {
+                        tracing::error!(%error, "{}: cannot serve queue {number}", self.device.name());
+                    }
                     self.signals.ask_for_reset();
                 }
             }
@@ -257,10 +268,16 @@ impl Transport {
         } else if configurable && !queue.ready {
             queue.ready = self.queue(number, queue, features).is_some();
             if !queue.ready {
-                tracing::debug!("{}: the guest's queue {number} is not in its memory", self.device.name());
+                if self.is_first_complaint() {
+                    tracing::warn!("{}: the guest's queue {number} is not in its memory", self.device.name());
+                }
                 self.signals.mark_broken();
             }
         }
+    }
+
+    fn is_first_complaint(&self) -> bool {
+        !self.complained.swap(true, Ordering::AcqRel)
     }
 
     /// The queue as the driver has set it up, if it could be one.
@@ -279,6 +296,7 @@ impl Transport {
 
 impl Drop for Transport {
     fn drop(&mut self) {
+        self.close();
         self.stop();
     }
 }

@@ -83,5 +83,6 @@ pub struct Start {
     pub signals: Arc<Signals>,
 }
 
-/// A queue that is being served. Dropped, it has come to rest: nothing of it touches guest memory any more.
+/// A queue that is being served. Dropped, it has come to rest: nothing of it touches guest memory any more, unless the
+/// machine's end is [overdue](Signals::is_overdue).
 pub trait Running: Send {}

@@ -1,10 +1,15 @@
 //! How a device tells its driver that something has happened.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use virtio_bindings::bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
 
 use crate::hypervisor::InterruptLine;
+
+/// How long storage and the like may take at the machine's end.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// The interrupt of a device: its causes and its line. Used by the threads of all queues and by vCPUs.
 pub struct Signals {
@@ -12,13 +17,16 @@ pub struct Signals {
     causes: AtomicU32,
     /// The device asks for a reset.
     broken: AtomicBool,
+    /// Since when the machine is at its end.
+    closed: OnceLock<Instant>,
     line: Box<dyn InterruptLine>,
 }
 
 impl Signals {
     /// An interrupt with these causes pending.
     pub(super) fn new(line: Box<dyn InterruptLine>, causes: u32) -> Self {
-        Self { causes: AtomicU32::new(causes), broken: AtomicBool::new(false), line }
+        let (causes, broken) = (AtomicU32::new(causes), AtomicBool::new(false));
+        Self { causes, broken, closed: OnceLock::new(), line }
     }
 
     fn raise(&self, cause: u32) {
@@ -47,6 +55,16 @@ impl Signals {
     /// Whether the device asks for a reset.
     pub fn is_broken(&self) -> bool {
         self.broken.load(Ordering::Acquire)
+    }
+
+    /// The machine is at its end: from now on nothing is waited for without a bound.
+    pub(super) fn close(&self) {
+        self.closed.get_or_init(Instant::now);
+    }
+
+    /// Whether what is under way has had its time at the machine's end.
+    pub fn is_overdue(&self) -> bool {
+        self.closed.get().is_some_and(|closed| closed.elapsed() > PATIENCE)
     }
 
     pub(super) fn causes(&self) -> u32 {

@@ -51,8 +51,8 @@ pub enum DiskError {
     #[error("the disk {} has {len} bytes, no multiple of {block}: truncate -s %{block} {}", path.display(), path.display())]
     Size { path: PathBuf, len: u64, block: u32 },
     #[error(
-        "the disk {} is in use by another virtual machine: stop that one, give it a copy, or share the image by adding \
-         ,readonly to --disk on both sides",
+        "the disk {} is in use, by another virtual machine or another --disk of this one: stop that one, give it a copy, or \
+         share the image by adding ,readonly to --disk on both sides",
         .0.display()
     )]
     Locked(PathBuf),
@@ -323,7 +323,9 @@ fn direct_alignment(file: &File) -> (u32, u32) {
     let usable = |value: u32| value.is_power_of_two() && value <= 64 << 10;
     if failed == 0 && stat.stx_mask & mask != 0 && usable(stat.stx_dio_offset_align) {
         let memory = Some(stat.stx_dio_mem_align).filter(|align| usable(*align));
-        return (stat.stx_dio_offset_align.max(SECTOR as u32), memory.unwrap_or(DIRECT_ALIGNMENT));
+        let block = stat.stx_dio_offset_align.max(SECTOR as u32);
+        // The length of each piece of memory, not only their sum, must be whole blocks besides; of both the stricter.
+        return (block, memory.unwrap_or(DIRECT_ALIGNMENT).max(block));
     }
     (DIRECT_ALIGNMENT, DIRECT_ALIGNMENT)
 }

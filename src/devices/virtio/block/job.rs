@@ -17,9 +17,9 @@ const TRIES: u8 = 16;
 const ZEROS_LEN: usize = 64 << 10;
 /// Bytes that one operation writes of them.
 const ZEROS_AT_ONCE: u64 = 8 << 20;
-
-/// Bytes that are transferred at a time through memory of our own: what a guest can make a job take.
-const BOUNCE_LEN: u64 = 256 << 10;
+/// Most bytes of memory of our own that replace a guest's buffers at a time, whole blocks of any size: what a guest asks for
+/// at once could be more than the host has.
+const BOUNCED_AT_ONCE: u32 = 256 << 10;
 
 /// What all jobs of a queue are made with.
 pub struct Workshop {
@@ -42,50 +42,49 @@ impl Workshop {
         self.zeros.as_ref().map(|zeros| Buffers::repeated(zeros, len))
     }
 
-    /// The buffers of a transfer. Where the guest's do not suit the storage the first of them, which are split off for that,
-    /// are replaced by memory of our own.
+    /// The buffers of a transfer. Where the guest's do not suit the storage they are replaced by memory of our own, and
+    /// only so much is transferred at a time: the rest of the segments comes back in `rest`.
     fn buffers(
         &self,
         action: Action,
-        mut segments: Vec<Segment>,
-    ) -> Option<(Buffers, Option<Bounce>, Vec<Segment>)> {
-        let buffers = Buffers::in_guest(&self.memory, &segments)?;
+        segments: &mut Vec<Segment>,
+        rest: &mut Vec<Segment>,
+    ) -> Option<(Buffers, Option<Arc<Aligned>>)> {
+        let mut buffers = Buffers::in_guest(&self.memory, segments)?;
         if buffers.are_aligned(self.alignment) {
-            return Some((buffers, None, Vec::new()));
+            return Some((buffers, None));
         }
-        let len = usize::try_from(buffers.len().min(BOUNCE_LEN)).ok()?;
-        let rest = split_off(&mut segments, len as u64);
+        if buffers.len() > BOUNCED_AT_ONCE.into() {
+            *rest = cut(segments, BOUNCED_AT_ONCE);
+            buffers = Buffers::in_guest(&self.memory, segments)?;
+        }
+        let len = usize::try_from(buffers.len()).ok()?;
         let mut own = Aligned::zeroed(len, self.alignment)?;
         if action == Action::Write {
             let mut rest = own.bytes_mut();
-            for segment in &segments {
+            for segment in segments.iter() {
                 let (part, after) = rest.split_at_mut_checked(segment.len as usize)?;
                 self.memory.read_slice(part, GuestAddress(segment.addr)).ok()?;
                 rest = after;
             }
         }
         let own = Arc::new(own);
-        Some((Buffers::repeated(&own, len as u64), Some((own, segments)), rest))
+        Some((Buffers::repeated(&own, len as u64), Some(own)))
     }
 }
 
-/// Memory of our own and the guest's buffers that it stands for.
-type Bounce = (Arc<Aligned>, Vec<Segment>);
-
-/// Leaves the first `len` bytes of the buffers, and returns the rest.
-fn split_off(segments: &mut Vec<Segment>, len: u64) -> Vec<Segment> {
+/// Leaves the first `len` bytes, and returns those behind.
+fn cut(segments: &mut Vec<Segment>, len: u32) -> Vec<Segment> {
     let mut left = len;
     let whole = segments.iter().take_while(|segment| {
-        let fits = u64::from(segment.len) <= left;
-        left -= if fits { segment.len.into() } else { 0 };
+        let fits = segment.len <= left;
+        left -= if fits { segment.len } else { 0 };
         fits
     });
     let mut rest = segments.split_off(whole.count());
     if let Some(first) = rest.first_mut().filter(|_| left > 0) {
-        // Less than the segment has, so it is of 32 bits.
-        let part = Segment { addr: first.addr, len: left as u32 };
-        *first = Segment { addr: first.addr.wrapping_add(left), len: first.len.saturating_sub(part.len) };
-        segments.push(part);
+        segments.push(Segment { len: left, ..*first });
+        *first = Segment { addr: first.addr.saturating_add(left.into()), len: first.len - left };
     }
     rest
 }
@@ -119,7 +118,7 @@ pub struct Job {
     number: usize,
     steps: VecDeque<Step>,
     /// Guest buffers that take what has been read into memory of our own.
-    bounce: Option<Bounce>,
+    bounce: Option<(Arc<Aligned>, Vec<Segment>)>,
     /// The step must leave zeros: unlike a discard it is no hint.
     zeroing: bool,
     tries: u8,
@@ -155,15 +154,15 @@ impl Job {
             self.tries = 0;
             self.zeroing = matches!(step, Step::Zero(..));
             let (action, range, buffers) = match step {
-                Step::Transfer(action, offset, segments) => {
-                    let Some((buffers, bounce, rest)) = workshop.buffers(action, segments) else {
+                Step::Transfer(action, offset, mut segments) => {
+                    let mut rest = Vec::new();
+                    let Some((buffers, own)) = workshop.buffers(action, &mut segments, &mut rest) else {
                         return failed(action, io::ErrorKind::OutOfMemory.into());
                     };
-                    self.bounce = bounce.filter(|_| action == Action::Read);
+                    self.bounce = own.filter(|_| action == Action::Read).map(|own| (own, segments));
                     let len = buffers.len();
                     if !rest.is_empty() {
-                        let next = offset.saturating_add(len);
-                        self.steps.push_front(Step::Transfer(action, next, rest));
+                        self.steps.push_front(Step::Transfer(action, offset.saturating_add(len), rest));
                     }
                     (action, Range { offset, len }, buffers)
                 }

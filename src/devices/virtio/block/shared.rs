@@ -18,7 +18,7 @@ pub struct Shared {
     writeback: AtomicBool,
     /// The storage could not make writes last, and nobody knows which.
     lost_writes: AtomicBool,
-    complained: [AtomicBool; 6],
+    complained: [AtomicBool; 7],
 }
 
 impl Shared {
@@ -124,6 +124,13 @@ impl Shared {
                 "{}: the guest's driver broke a queue: {error}. It has to reset the disk",
                 self.name
             );
+        }
+    }
+
+    /// Tells the user once that a queue cannot be served.
+    pub fn complain_of_host(&self, error: &io::Error) {
+        if self.is_first(6) {
+            tracing::error!("{}: cannot serve a queue: {error}", self.name);
         }
     }
 

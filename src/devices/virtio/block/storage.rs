@@ -3,7 +3,7 @@
 //! A back end is asynchronous: operations are [pushed](Backend::push), [submitted](Backend::submit) together, and come
 //! back as completions in any order. Each queue has a back end of its own.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::io;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -172,13 +172,13 @@ unsafe impl Send for Aligned {}
 unsafe impl Sync for Aligned {}
 
 impl Aligned {
-    /// `len` zeros at a multiple of `alignment`; `None` if that is no power of two, or the length is 0 or absurd.
+    /// `len` zeros at a multiple of `alignment`; `None` if that is no power of two, the length is 0 or absurd, or
+    /// there is no memory: how much is asked for may be the guest's choice.
     pub fn zeroed(len: usize, alignment: usize) -> Option<Self> {
         let layout = Layout::from_size_align(len, alignment).ok().filter(|layout| layout.size() > 0)?;
         // SAFETY: the layout's size is not 0.
         let start = unsafe { alloc_zeroed(layout) };
-        let start = NonNull::new(start).unwrap_or_else(|| handle_alloc_error(layout));
-        Some(Self { start, layout })
+        Some(Self { start: NonNull::new(start)?, layout })
     }
 
     /// Length in bytes.

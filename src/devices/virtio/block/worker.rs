@@ -1,9 +1,12 @@
 //! The thread that serves a queue: takes requests, has them performed, answers them.
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use virtio_bindings::bindings::virtio_blk::{VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK};
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
@@ -13,14 +16,20 @@ use vmm_sys_util::eventfd::EventFd;
 use super::job::{Job, Progress, Workshop};
 use super::request::{self, Limits, Request};
 use super::shared::Shared;
-use super::storage::{Action, Backend, Completion};
+use super::storage::{Action, Backend, Completion, Operation};
 use crate::devices::virtio::chain::{self, Segment};
 use crate::devices::virtio::{INDIRECT_DESC, Running, Signals, Start};
+
+/// How often who waits for the thread's end looks whether the machine's is overdue.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// A queue that is served.
 pub struct Worker {
     stop: Arc<AtomicBool>,
     notify: Arc<EventFd>,
+    signals: Arc<Signals>,
+    /// Closed when the thread has ended.
+    ended: Receiver<()>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -31,20 +40,23 @@ impl Worker {
     /// There can be no more threads.
     pub fn spawn(start: Start, memory: GuestMemoryMmap, shared: Arc<Shared>) -> io::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
-        let notify = start.notify.clone();
+        let (notify, signals) = (start.notify.clone(), start.signals.clone());
+        let (end, ended) = mpsc::channel::<()>();
         let told = stop.clone();
         let name = format!("disk queue {}", start.number);
         let thread = thread::Builder::new().name(name).spawn(move || {
+            // Dropped last.
+            let _end = end;
             let signals = start.signals.clone();
-            match Server::new(start, memory, shared) {
+            match Server::new(start, memory, shared.clone()) {
                 Ok(server) => server.run(&told),
                 Err(error) => {
-                    tracing::error!(%error, "cannot serve a disk's queue");
+                    shared.complain_of_host(&error);
                     signals.ask_for_reset();
                 }
             }
         })?;
-        Ok(Self { stop, notify, thread: Some(thread) })
+        Ok(Self { stop, notify, signals, ended, thread: Some(thread) })
     }
 }
 
@@ -55,6 +67,13 @@ impl Drop for Worker {
         self.stop.store(true, Ordering::Release);
         // The counter is full: the thread is about to look.
         let _ = self.notify.write(1);
+        while self.ended.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
+            if self.signals.is_overdue() {
+                // What it uses is its own as well, and the process is about to end.
+                tracing::error!("the storage of a disk does not answer; what is under way is left behind");
+                return;
+            }
+        }
         // A panic in it has been reported where it happened.
         let _ = self.thread.take().map(JoinHandle::join);
     }
@@ -95,6 +114,13 @@ struct Server {
     /// Jobs under way by their numbers, as many as the queue has entries at most.
     jobs: Vec<Option<(Job, Answer)>>,
     free: Vec<usize>,
+    /// Whether a sync is under way. There is one at a time: the kernel reports lost writes to the first that asks, and the
+    /// others would succeed.
+    syncing: bool,
+    /// Jobs whose next operation is a sync, which wait for the one under way.
+    syncs: VecDeque<(usize, Job, Answer, Operation)>,
+    /// How many of these waited already when it began: it is theirs as well.
+    covered: usize,
     /// Entries of the used ring that the driver has not been told of.
     untold: bool,
 }
@@ -117,6 +143,9 @@ impl Server {
             workshop: Workshop::new(memory.clone(), shared.alignment()),
             jobs: (0..depth).map(|_| None).collect(),
             free: (0..usize::from(depth)).rev().collect(),
+            syncing: false,
+            syncs: VecDeque::new(),
+            covered: 0,
             untold: false,
             queue,
             memory,
@@ -164,12 +193,14 @@ impl Server {
         Ok(self.backend.arm() || waiting)
     }
 
-    /// Takes requests as long as there are places for them; how many.
+    /// Takes requests as long as there are places for them, and not more than the queue has entries: some are answered at
+    /// once, and a driver that adds others meanwhile shall not keep this from the rest. Returns how many.
     fn take(&mut self) -> Result<usize, Broken> {
         let mut taken = 0;
+        let most = usize::from(self.queue.size());
         let memory = self.memory.clone();
         self.queue.disable_notification(&*memory)?;
-        while !self.free.is_empty() {
+        while !self.free.is_empty() && taken < most {
             let Some(chain) = self.queue.iter(&*memory)?.next() else { break };
             self.begin(chain.head_index())?;
             taken += 1;
@@ -206,11 +237,38 @@ impl Server {
         self.go_on(number, job, answer, progress)
     }
 
-    fn complete(&mut self, completion: Completion) -> Result<(), Broken> {
+    fn complete(&mut self, mut completion: Completion) -> Result<(), Broken> {
         let number = completion.operation.job;
         let Some((mut job, answer)) = self.jobs.get_mut(number).and_then(Option::take) else { return Ok(()) };
+        let is_sync = completion.operation.action == Action::Sync;
+        if is_sync {
+            self.syncing = false;
+            if self.shared.has_lost_writes() {
+                // Of another queue, meanwhile.
+                completion.result = Err(io::Error::from_raw_os_error(libc::EIO));
+            }
+        }
+        let succeeded = completion.result.is_ok();
         let progress = job.complete(completion, &mut self.workshop);
-        self.go_on(number, job, answer, progress)
+        self.go_on(number, job, answer, progress)?;
+        if is_sync { self.next_sync(succeeded) } else { Ok(()) }
+    }
+
+    /// Lets those go on for whom the sync that has ended was as well, and begins the next for all others.
+    fn next_sync(&mut self, succeeded: bool) -> Result<(), Broken> {
+        let covered = std::mem::take(&mut self.covered);
+        for _ in 0..if succeeded { covered } else { 0 } {
+            let Some((number, mut job, answer, operation)) = self.syncs.pop_front() else { break };
+            let progress = job.complete(Completion { operation, result: Ok(0) }, &mut self.workshop);
+            self.go_on(number, job, answer, progress)?;
+        }
+        while !self.syncing
+            && let Some((number, job, answer, operation)) = self.syncs.pop_front()
+        {
+            self.covered = self.syncs.len();
+            self.go_on(number, job, answer, Progress::Perform(operation))?;
+        }
+        Ok(())
     }
 
     fn go_on(&mut self, number: usize, job: Job, answer: Answer, progress: Progress) -> Result<(), Broken> {
@@ -221,7 +279,12 @@ impl Server {
                 self.free.push(number);
                 self.answer(&answer, VIRTIO_BLK_S_IOERR as u8)
             }
+            Progress::Perform(operation) if operation.action == Action::Sync && self.syncing => {
+                self.syncs.push_back((number, job, answer, operation));
+                Ok(())
+            }
             Progress::Perform(operation) => {
+                self.syncing |= operation.action == Action::Sync;
                 if let Some(slot) = self.jobs.get_mut(number) {
                     *slot = Some((job, answer));
                 }

@@ -141,7 +141,12 @@ fn large_transfers_take_little_memory_of_our_own() {
         workshop.memory.write_slice(&vec![0; data.len()], GuestAddress(1)).unwrap();
         lens
     };
-    let expected = [BOUNCE_LEN, BOUNCE_LEN, BOUNCE_LEN, len - 3 * BOUNCE_LEN];
+    let expected = [
+        u64::from(BOUNCED_AT_ONCE),
+        u64::from(BOUNCED_AT_ONCE),
+        u64::from(BOUNCED_AT_ONCE),
+        len - 3 * u64::from(BOUNCED_AT_ONCE),
+    ];
     assert_eq!(run(Request::Write { offset: 4096, buffers: buffers.clone() }), expected);
     assert_eq!(run(Request::Read { offset: 4096, buffers }), expected);
 }
@@ -159,4 +164,58 @@ fn trying_again_has_an_end() {
     let operation = operation(progress);
     let result = Err(io::Error::from_raw_os_error(libc::EAGAIN));
     assert_eq!(status(job.complete(Completion { operation, result }, &mut workshop)), 1);
+}
+
+#[test]
+fn memory_of_our_own_is_taken_in_portions() {
+    let mut workshop = workshop(512);
+    let at_once = u64::from(BOUNCED_AT_ONCE);
+    // As much as a guest may ask for in one request, and nothing of it aligned: always the same memory.
+    let segments = vec![Segment { addr: 1, len: 700 << 10 }; 3];
+    let pattern: Vec<u8> = (0..700u32 << 10).map(|n| (n / 512) as u8 ^ n as u8).collect();
+    workshop.memory.write_slice(&pattern, GuestAddress(1)).unwrap();
+    let mut job = Job::new(0, Request::Write { offset: 512, buffers: segments }, false).unwrap();
+    let mut progress = job.advance(&mut workshop);
+    let mut written: Vec<u8> = Vec::new();
+    while let Progress::Perform(operation) = progress {
+        assert_eq!(operation.offset, 512 + written.len() as u64);
+        assert!(operation.len <= at_once && operation.buffers.are_aligned(512), "{operation:?}");
+        for iovec in operation.buffers.iovecs() {
+            // SAFETY: the buffers of an operation are valid as long as it is, and nobody writes to them.
+            written.extend(unsafe { std::slice::from_raw_parts(iovec.iov_base.cast::<u8>(), iovec.iov_len) });
+        }
+        let result = Ok(operation.len);
+        progress = job.complete(Completion { operation, result }, &mut workshop);
+    }
+    assert_eq!(status(progress), 0);
+    assert!(written == pattern.repeat(3));
+}
+
+#[test]
+fn what_is_read_in_portions_arrives_where_it_belongs() {
+    let mut workshop = workshop(512);
+    let segments = vec![Segment { addr: 3, len: 300 << 10 }, Segment { addr: 400_001, len: 300 << 10 }];
+    let mut job = Job::new(0, Request::Read { offset: 0, buffers: segments.clone() }, false).unwrap();
+    let mut progress = job.advance(&mut workshop);
+    let byte = |at: u64| (at / 512) as u8 ^ at as u8;
+    while let Progress::Perform(operation) = progress {
+        let mut at = operation.offset;
+        for iovec in operation.buffers.iovecs() {
+            for index in 0..iovec.iov_len {
+                // SAFETY: the buffers of an operation are valid as long as it is.
+                unsafe { iovec.iov_base.cast::<u8>().add(index).write(byte(at)) };
+                at += 1;
+            }
+        }
+        let result = Ok(operation.len);
+        progress = job.complete(Completion { operation, result }, &mut workshop);
+    }
+    assert_eq!(status(progress), 0);
+    let mut at = 0;
+    for segment in segments {
+        let mut found = vec![0; segment.len as usize];
+        workshop.memory.read_slice(&mut found, GuestAddress(segment.addr)).unwrap();
+        assert!(found.iter().zip(at..).all(|(found, at)| *found == byte(at)));
+        at += u64::from(segment.len);
+    }
 }

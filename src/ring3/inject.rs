@@ -12,6 +12,7 @@ use crate::hypervisor::Registers;
 
 /// Exception vectors that are treated specially (Intel SDM vol. 3, table 6-1).
 pub mod vector {
+    pub const DEBUG: u8 = 1;
     pub const INVALID_OPCODE: u8 = 6;
     pub const DOUBLE_FAULT: u8 = 8;
     pub const SEGMENT_NOT_PRESENT: u8 = 11;

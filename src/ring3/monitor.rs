@@ -19,6 +19,10 @@ const FAULT_USER: u64 = 1 << 2;
 const INT: u8 = 0xcd;
 /// What user code may change of RFLAGS: CF, PF, AF, ZF, SF, TF, DF, OF, NT, RF, AC, ID.
 const RFLAGS_USER: u64 = 0x25_4dd5;
+/// RFLAGS: the processor traps after each instruction.
+const RFLAGS_TF: u64 = 1 << 8;
+/// DR6: a debug exception was such a trap.
+const DR6_BS: u64 = 1 << 14;
 /// First vector that is no exception.
 const FIRST_INTERRUPT: u64 = 32;
 /// How often an interrupt is kept off the instruction behind an STI. Each time the vCPU enters the guest and comes back
@@ -214,6 +218,8 @@ impl<V: SyncedVcpu> Processor<'_, V> {
         let mut event = event;
         let kernel = frame.is_kernel();
         match event.vector {
+            // Without breakpoints there are single steps, and INT1, which leaves no sign in DR6.
+            vector::DEBUG if frame.rflags & RFLAGS_TF != 0 => self.state.dr6 |= DR6_BS,
             vector::INVALID_OPCODE | vector::GENERAL_PROTECTION if kernel => match self.emulate(frame) {
                 Some(Ok(())) => return Ok(()),
                 Some(Err(raised)) => event = raised,

@@ -2,6 +2,9 @@
 
 use std::ops::Range;
 
+/// DR6 after reset (Intel SDM vol. 3, 17.2): the reserved bits that are one.
+pub const DR6_RESET: u64 = 0xffff_0ff0;
+
 /// Base and limit of a descriptor table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Table {
@@ -32,6 +35,8 @@ pub struct State {
     pub cr4: u64,
     /// Extended feature enable register.
     pub efer: u64,
+    /// Debug status register.
+    pub dr6: u64,
     /// The vCPU waits for an interrupt.
     pub halted: bool,
     /// Lines with an edge that the kernel has not been shown yet.
@@ -54,6 +59,7 @@ impl Default for State {
             cr0: 0,
             cr4: 0,
             efer: 0,
+            dr6: DR6_RESET,
             halted: false,
             raised: 0,
             shadow: None,

@@ -2,6 +2,7 @@ use super::super::fixture::*;
 use super::*;
 use crate::hypervisor::fake::FakeVcpu;
 use crate::ring3::abi;
+use crate::ring3::state::DR6_RESET;
 
 fn vcpu(machine: &Machine) -> FakeVcpu {
     let mut vcpu = FakeVcpu::default();
@@ -212,4 +213,15 @@ fn a_hello_is_checked() {
         let bad = hello(&mut State::default(), &machine.memory, &machine.registers);
         assert!(address == 0 || bad.unwrap_err().contains("shared page"));
     }
+}
+
+#[test]
+fn a_single_step_is_told_from_int1() {
+    let mut machine = Machine::new().gate(1, 0xe, 0, 0);
+    let (_, to) = raise(&mut machine, 1, None, user_frame());
+    assert_eq!((to.rip, machine.state.dr6), (HANDLER + 1, DR6_RESET));
+    let stepped = Frame { rflags: user_frame().rflags | 1 << 8, ..user_frame() };
+    let (_, to) = raise(&mut machine, 1, None, stepped);
+    assert_eq!((to.rip, machine.state.dr6), (HANDLER + 1, DR6_RESET | 1 << 14));
+    assert_eq!(to.rflags & 1 << 8, 0);
 }

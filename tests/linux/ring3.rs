@@ -9,7 +9,7 @@ use crate::common::{Run, has_kvm, run, skip, tandem, wait};
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// Whether the guest can be booted here; if not, the test is skipped.
-fn is_here(test: &str) -> bool {
+pub fn is_here(test: &str) -> bool {
     if !has_kvm(test) {
         return false;
     }
@@ -32,7 +32,7 @@ fn directory() -> Option<PathBuf> {
     Some(cache.join("guest/ring3")).filter(|dir| dir.join("vmlinux").is_file())
 }
 
-fn command() -> std::process::Command {
+pub fn command() -> std::process::Command {
     let mut command = tandem();
     command.env_remove("TANDEM_GUEST_DIR").args(["run", "--guest", "ring3", "--memory", "64M"]);
     command

@@ -27,6 +27,8 @@ pub struct Finished {
     pub log: Vec<String>,
     /// Bytes of output that nobody read.
     pub unread: usize,
+    /// Whether a ring3 kernel has protected itself from its programs.
+    pub isolated: Option<bool>,
 }
 
 /// Lines of the log that are kept for the explanation of a failure.
@@ -49,7 +51,7 @@ pub fn run<H: Hypervisor>(
 
 impl Machine {
     fn run(self, config: &MachineConfig, stamps: &Arc<Stamps>) -> Result<Finished, BuildError> {
-        let Self { threads, setup, context, events, devices } = self;
+        let Self { threads, setup, context, events, devices, board } = self;
         let latch = context.latch.clone();
         // Dropped with the loop, before anything is said about the end.
         let terminal = if config.escape_key { RawMode::enter(std::io::stdin())? } else { None };
@@ -73,7 +75,8 @@ impl Machine {
         let finished = configured.and_then(|()| {
             // From here on there is no more output, and the threads take the VM down.
             threads.iter().for_each(VcpuThread::stopped);
-            Ok(finish(event_loop?, failure, &latch, &events))
+            let isolated = board.map(|board| board.is_isolated());
+            Ok(Finished { isolated, ..finish(event_loop?, failure, &latch, &events) })
         });
         drop((context, setup, devices, events));
         threads.into_iter().for_each(VcpuThread::join);
@@ -101,7 +104,7 @@ fn finish(
     };
     let log = event_loop.io().log();
     let outcome = Outcome { reason: explain_by_log(reason, log), command: events.command() };
-    Finished { outcome, log: log.last_lines(LOG_LINES), unread }
+    Finished { outcome, log: log.last_lines(LOG_LINES), unread, isolated: None }
 }
 
 /// A reset or halt right after a panic in the log is the panic's.

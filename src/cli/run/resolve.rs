@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-use super::{Backend, RunArgs, guest, say, stdin_is_terminal};
+use super::{Backend, Isolation, RunArgs, guest, say, stdin_is_terminal};
 use crate::arch::x86_64::kernel::KernelFile;
 use crate::host::kvm_backend::KvmBackend;
 use crate::host::paths::{GuestImages, Paths, PathsError};
@@ -67,6 +67,10 @@ pub(super) enum ResolveError {
         "--guest ring3 needs a processor with FSGSBASE, and /proc/cpuinfo does not list that: use --guest standard"
     )]
     Ring3WithoutFsgsbase,
+    #[error(
+        "--ring3-isolation is for the ring3 guest, and this is the standard one, which protects its kernel always"
+    )]
+    NoRing3,
     #[error("--env and --workdir are for Tandem's init in the guest: give a command, or leave out --initrd")]
     NoInit,
 }
@@ -87,6 +91,9 @@ impl ResolveError {
 pub(super) fn resolve(args: &RunArgs, backend: &Backend) -> Result<MachineConfig, ResolveError> {
     let paths = Paths::from_env();
     let guest = guest::choose(args, &paths, backend, || guest::has_fsgsbase(Path::new("/")))?;
+    if args.ring3_isolation.is_some() && guest != Guest::Ring3 {
+        return Err(ResolveError::NoRing3);
+    }
     let kernel = match &args.kernel {
         Some(path) => path.clone(),
         None => paths.guest_images(guest.name())?.kernel,
@@ -143,6 +150,7 @@ fn software(
     let needs = || Needs {
         verbose: args.verbose,
         guest: images.guest,
+        isolation_off: args.ring3_isolation == Some(Isolation::Off),
         software_kvm: **backend == KvmBackend::Software,
         tandem_init,
     };

@@ -31,6 +31,9 @@ pub struct RunArgs {
     /// Which guest to boot
     #[arg(long, value_enum, default_value_t = GuestChoice::Auto)]
     guest: GuestChoice,
+    /// Whether a ring3 guest protects its kernel from its programs [default: on]; `off` makes system calls faster
+    #[arg(long, value_enum, value_name = "STATE", conflicts_with = "cmdline_only")]
+    ring3_isolation: Option<Isolation>,
     /// Kernel: ELF vmlinux or bzImage [default: the guest built by scripts/build-guest]
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
@@ -101,6 +104,12 @@ enum GuestChoice {
     Standard,
     /// A kernel that runs its own code in user mode, with Tandem as its hypervisor: for hosts whose KVM is software
     Ring3,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Isolation {
+    On,
+    Off,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

@@ -84,6 +84,8 @@ pub struct Machine {
     pub(super) context: Arc<VcpuContext>,
     pub(super) events: Arc<EventSink>,
     pub(super) devices: Devices,
+    /// Of a ring3 guest.
+    pub(super) board: Option<Arc<Board>>,
 }
 
 /// Builds the machine: the first vCPU's thread makes the VM, this one meanwhile fills the memory and makes the devices.
@@ -124,7 +126,7 @@ pub fn build<H: Hypervisor>(
     let halt_check = HaltCheck::new(config.cpus);
     let context = Arc::new(VcpuContext { ports, mmio, memory, latch, stamps, halt_check });
     let threads = spawn_others(first, &vm, config.cpus)?;
-    Ok(Machine { threads, setup: Arc::new(setup), context, events, devices })
+    Ok(Machine { threads, setup: Arc::new(setup), context, events, devices, board })
 }
 
 /// Where to receive the VM.

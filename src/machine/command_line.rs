@@ -34,6 +34,9 @@ const SOFTWARE_KVM: &[&str] = &[
 /// For a ring3 guest: nothing of the above concerns it.
 const RING3: &[&str] = &["console=hvc0", "panic=-1", "reboot=k"];
 
+/// Leaves the kernel of a ring3 guest accessible to its programs, who then are faster.
+const ISOLATION_OFF: &str = "ring3_isolation=off";
+
 /// What decides on the command line.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Needs {
@@ -41,6 +44,8 @@ pub struct Needs {
     pub verbose: bool,
     /// What kind of guest it is.
     pub guest: Guest,
+    /// A ring3 guest is not to protect its kernel.
+    pub isolation_off: bool,
     /// The host's KVM is software.
     pub software_kvm: bool,
     /// PID 1 is the init that Tandem adds to the initramfs.
@@ -58,6 +63,9 @@ pub fn compose(needs: Needs, appended: &str) -> String {
     };
     let quiet = (!needs.verbose).then_some(&"quiet");
     let mut words: Vec<_> = base.iter().chain(quiet).chain(special).map(|word| (*word).to_owned()).collect();
+    if needs.isolation_off {
+        words.push(ISOLATION_OFF.to_owned());
+    }
     if needs.tandem_init {
         words.push(format!("rdinit={INIT_PATH}"));
     }
@@ -66,6 +74,19 @@ pub fn compose(needs: Needs, appended: &str) -> String {
     }
     words.push(appended.trim().to_owned());
     words.join(" ").trim_end().to_owned()
+}
+
+/// Whether a ring3 kernel with this command line protects itself: unless it is told not to, by the last word that it
+/// understands (kstrtobool in Linux).
+pub fn turns_isolation_on(command_line: &str) -> bool {
+    let words = command_line.split_ascii_whitespace().take_while(|word| *word != "--");
+    words.filter_map(|word| word.strip_prefix("ring3_isolation=")).fold(true, |on, value| {
+        match value.to_ascii_lowercase().as_bytes() {
+            [b'0' | b'n' | b'f', ..] | [b'o', b'f', ..] => false,
+            [b'1' | b'y' | b't', ..] | [b'o', b'n', ..] => true,
+            _ => on,
+        }
+    })
 }
 
 #[cfg(test)]
@@ -92,6 +113,23 @@ mod tests {
         let line = compose(Needs { software_kvm: true, verbose: true, ..Needs::default() }, "");
         assert!(line.contains(" emulated_kernel "));
         assert!(!line.contains("quiet"));
+    }
+
+    #[test]
+    fn isolation_is_what_the_last_word_says() {
+        for (line, on) in [
+            ("", true),
+            ("quiet ring3_isolation=off", false),
+            ("ring3_isolation=0 ring3_isolation=ON", true),
+            ("ring3_isolation=no ring3_isolation=", false),
+            ("ring3_isolation=maybe -- ring3_isolation=off", true),
+            ("noring3_isolation=off", true),
+        ] {
+            assert_eq!(turns_isolation_on(line), on, "{line}");
+        }
+        let needs = Needs { guest: Guest::Ring3, isolation_off: true, ..Needs::default() };
+        assert!(!turns_isolation_on(&compose(needs, "debug")));
+        assert!(turns_isolation_on(&compose(needs, "ring3_isolation=on")));
     }
 
     #[test]

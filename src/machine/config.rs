@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+use super::command_line;
 use crate::arch::x86_64::boot_info::{self, TablesError};
 use crate::arch::x86_64::kernel::{BootChoice, KernelError, KernelFile, Reason, Reserved, Unpacker};
 use crate::arch::x86_64::layout::{BOOT_TABLES, MAX_VCPUS, VIRTIO_GSIS};
@@ -92,19 +93,6 @@ impl Guest {
             Self::Standard => STANDARD,
             Self::Ring3 => RING3,
         }
-    }
-
-    /// Its name with what a reader of figures has to know.
-    pub const fn title(self) -> &'static str {
-        match self {
-            Self::Standard => STANDARD,
-            Self::Ring3 => "ring3, isolation off",
-        }
-    }
-
-    /// Whether the guest's kernel is protected from its own programs.
-    pub const fn is_isolated(self) -> bool {
-        matches!(self, Self::Standard)
     }
 }
 
@@ -206,6 +194,23 @@ fn check_guest(guest: Guest, kernel: &KernelFile, linux: bool) -> Result<(), Con
     }
 }
 
+impl MachineConfig {
+    /// Whether the guest's kernel is to be protected from its own programs.
+    pub fn is_isolated(&self) -> bool {
+        self.guest == Guest::Standard
+            || command_line::turns_isolation_on(&self.command_line.to_string_lossy())
+    }
+
+    /// The guest's name with what a reader of figures has to know.
+    pub fn guest_title(&self) -> &'static str {
+        match (self.guest, self.is_isolated()) {
+            (Guest::Standard, _) => STANDARD,
+            (Guest::Ring3, true) => "ring3, isolation on",
+            (Guest::Ring3, false) => "ring3, isolation off",
+        }
+    }
+}
+
 /// The part that depends on the kernel alone.
 struct Hardware {
     memory: MemoryMap,
@@ -300,13 +305,13 @@ mod tests {
         let linux = note(b"Linux\0", 0x101, &[0; 4]);
         let ring3 = |version: u32| [linux.clone(), note(b"Tandem\0", 1, &version.to_le_bytes())].concat();
         assert!(config(Guest::Standard, 2, &linux).is_ok());
-        assert_eq!(config(Guest::Ring3, 1, &ring3(1)).unwrap().guest, Guest::Ring3);
+        assert_eq!(config(Guest::Ring3, 1, &ring3(2)).unwrap().guest, Guest::Ring3);
         assert!(matches!(config(Guest::Ring3, 1, &linux), Err(ConfigError::NotRing3(_))));
-        assert!(matches!(config(Guest::Standard, 1, &ring3(1)), Err(ConfigError::IsRing3(_))));
+        assert!(matches!(config(Guest::Standard, 1, &ring3(2)), Err(ConfigError::IsRing3(_))));
         assert!(matches!(
-            config(Guest::Ring3, 1, &ring3(2)),
-            Err(ConfigError::Ring3Version { theirs: 2, .. })
+            config(Guest::Ring3, 1, &ring3(1)),
+            Err(ConfigError::Ring3Version { theirs: 1, .. })
         ));
-        assert!(matches!(config(Guest::Ring3, 2, &ring3(1)), Err(ConfigError::Ring3Cpus(2))));
+        assert!(matches!(config(Guest::Ring3, 2, &ring3(2)), Err(ConfigError::Ring3Cpus(2))));
     }
 }

@@ -29,6 +29,8 @@ pub struct Finished {
     pub unread: usize,
     /// Disks that the guest has never had a driver for.
     pub unused_disks: usize,
+    /// Whether a ring3 kernel has protected itself from its programs.
+    pub isolated: Option<bool>,
 }
 
 /// Lines of the log that are kept for the explanation of a failure.
@@ -51,7 +53,7 @@ pub fn run<H: Hypervisor>(
 
 impl Machine {
     fn run(self, config: &MachineConfig, stamps: &Arc<Stamps>) -> Result<Finished, BuildError> {
-        let Self { threads, setup, context, events, devices } = self;
+        let Self { threads, setup, context, events, devices, board } = self;
         let latch = context.latch.clone();
         // Dropped with the loop, before anything is said about the end.
         let terminal = if config.escape_key { RawMode::enter(std::io::stdin())? } else { None };
@@ -76,7 +78,8 @@ impl Machine {
             // From here on there is no more output, and the threads take the VM down.
             threads.iter().for_each(VcpuThread::stopped);
             let unused_disks = devices.unused_disks();
-            Ok(Finished { unused_disks, ..finish(event_loop?, failure, &latch, &events) })
+            let isolated = board.map(|board| board.is_isolated());
+            Ok(Finished { isolated, unused_disks, ..finish(event_loop?, failure, &latch, &events) })
         });
         drop((context, setup, devices, events));
         threads.into_iter().for_each(VcpuThread::join);
@@ -104,7 +107,7 @@ fn finish(
     };
     let log = event_loop.io().log();
     let outcome = Outcome { reason: explain_by_log(reason, log), command: events.command() };
-    Finished { outcome, log: log.last_lines(LOG_LINES), unread, unused_disks: 0 }
+    Finished { outcome, log: log.last_lines(LOG_LINES), unread, isolated: None, unused_disks: 0 }
 }
 
 /// A reset or halt right after a panic in the log is the panic's.

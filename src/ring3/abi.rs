@@ -2,7 +2,7 @@
 //! All integers are little-endian and of 64 bits.
 
 /// Version of the interface.
-pub const VERSION: u64 = 1;
+pub const VERSION: u64 = 2;
 
 /// Ports below are those of the exception stubs: the number is the vector. At CPL 0 only.
 pub const VECTORS: u16 = 32;
@@ -23,11 +23,20 @@ pub const CONSOLE_WRITE: u16 = 0xe5;
 /// Input; registers as for output.
 pub const CONSOLE_READ: u16 = 0xe6;
 /// Made in code that cannot be interrupted, at its end, with the frame of an IRETQ at RSP, while [`field::WANTED`] is set:
-/// Tandem makes the return, so that the interrupt comes right behind it.
+/// Tandem makes the return, so that the interrupt comes right behind it. The selectors in the frame say to whom: those of
+/// 64-bit user code, or those that kernel code believes to have.
 pub const RETURN: u16 = 0xe7;
+/// Once: user code runs with page tables of its own from now on. RDI is [`CR3_USER`]. RAX becomes 0, or [`INVALID`] if
+/// it is anything else.
+pub const ISOLATED: u16 = 0xe8;
+
+/// The bit of CR3 that is set while a user's page tables are loaded: they are the upper half of a pair.
+pub const CR3_USER: u64 = 1 << 12;
 
 /// Answer to a console request whose buffer is not mapped: -EFAULT.
 pub const BAD_ADDRESS: u64 = -14i64 as u64;
+/// Answer to a request that cannot be: -EINVAL.
+pub const INVALID: u64 = -22i64 as u64;
 
 /// Fields of the shared page, by their offset in bytes.
 pub mod field {

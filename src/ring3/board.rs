@@ -1,5 +1,6 @@
 //! What a ring3 vCPU finds around itself.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use vm_memory::GuestMemoryMmap;
@@ -33,12 +34,18 @@ pub struct Board {
     controller: Arc<Controller>,
     /// Set before the vCPU runs: it is made while the devices are.
     consoles: OnceLock<[Option<Arc<dyn Console>>; CONSOLES]>,
+    isolated: AtomicBool,
 }
 
 impl Board {
     /// A board without consoles.
     pub fn new(memory: GuestMemoryMmap) -> Arc<Self> {
-        Arc::new(Self { memory, controller: Arc::default(), consoles: OnceLock::new() })
+        Arc::new(Self {
+            memory,
+            controller: Arc::default(),
+            consoles: OnceLock::new(),
+            isolated: AtomicBool::new(false),
+        })
     }
 
     /// Connects the consoles; once.
@@ -62,6 +69,15 @@ impl Board {
     /// The interrupt lines.
     pub fn controller(&self) -> &Arc<Controller> {
         &self.controller
+    }
+
+    /// Whether the kernel has given user code page tables of its own.
+    pub fn is_isolated(&self) -> bool {
+        self.isolated.load(Ordering::Acquire)
+    }
+
+    pub(super) fn note_isolation(&self) {
+        self.isolated.store(true, Ordering::Release);
     }
 
     pub(super) fn console(&self, number: u64) -> Option<&dyn Console> {

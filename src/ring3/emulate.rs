@@ -7,7 +7,7 @@ use super::decode::{Instruction, Memory, Operand, RSP, Segment};
 use super::inject::{Event, Frame, vector};
 use super::shared::SharedPage;
 use super::space::Space;
-use super::state::{State, Table};
+use super::state::{DR6_RESET, State, Table};
 use crate::hypervisor::{Registers, SyncedVcpu};
 
 const CR0_TS: u64 = 1 << 3;
@@ -18,8 +18,9 @@ const CR0_PE: u64 = 1;
 const CR4_REAL: u64 = 1 << 9 | 1 << 10 | 1 << 16 | 1 << 18;
 /// The page-table root in CR3, without PCID and flags.
 const CR3_ADDRESS: u64 = 0x000f_ffff_ffff_f000;
-/// Debug registers after reset (Intel SDM vol. 3, 17.2): there are no breakpoints here.
-const DR6: u64 = 0xffff_0ff0;
+/// What can be written to DR6: whether a breakpoint was met, and BD, BS, BT (Intel SDM vol. 3, 17.2.3).
+const DR6_WRITABLE: u64 = 0xe00f;
+/// DR7 after reset (Intel SDM vol. 3, 17.2): there are no breakpoints here.
 const DR7: u64 = 0x400;
 /// Error code of a page fault: the access was a write.
 const FAULT_WRITE: u64 = 1 << 1;
@@ -73,11 +74,14 @@ impl<V: SyncedVcpu> Context<'_, V> {
             Instruction::WriteControl { control, from } => self.set_control(control, self.register(from))?,
             Instruction::ReadDebug { debug, to } => {
                 let value = match debug {
-                    4 | 6 => DR6,
+                    4 | 6 => self.state.dr6,
                     5 | 7 => DR7,
                     _ => 0,
                 };
                 self.set_register(to, 8, value);
+            }
+            Instruction::WriteDebug { debug: 4 | 6, from } => {
+                self.state.dr6 = self.register(from) & DR6_WRITABLE | DR6_RESET;
             }
             Instruction::Lgdt(from) => self.state.gdt = self.read_table(from)?,
             Instruction::Lidt(from) => self.state.idt = self.read_table(from)?,

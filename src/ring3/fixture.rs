@@ -14,7 +14,7 @@ use crate::hypervisor::Registers;
 /// Added to a physical address: where the kernel is.
 pub const HIGH: u64 = 0xffff_ffff_8000_0000;
 pub const MEMORY: usize = 2 << 20;
-const PML4: u64 = 0x1000;
+pub const PML4: u64 = 0xe000;
 pub const SHARED: u64 = 0x6000;
 pub const STUB_STACK: u64 = HIGH + 0x7f00;
 pub const IDT: u64 = 0x8000;
@@ -78,6 +78,13 @@ impl Machine {
         machine.at(frame)
     }
 
+    /// The same with isolation, in user code whose page tables are empty: nothing is to be looked up there.
+    pub fn isolated(mut self) -> Self {
+        self.state.isolation = abi::CR3_USER;
+        self.registers.sregs.cr3 = PML4 | abi::CR3_USER;
+        self.at(user_frame())
+    }
+
     /// The vCPU is there.
     pub fn at(mut self, frame: Frame) -> Self {
         frame.store(&mut self.registers.regs);
@@ -108,7 +115,7 @@ impl Machine {
     }
 
     pub fn space(&self) -> Space<'_> {
-        Space::new(&self.memory, &self.registers.sregs)
+        self.state.space(&self.memory, &self.registers.sregs)
     }
 
     pub fn shared(&self) -> SharedPage<'_> {

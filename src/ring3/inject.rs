@@ -12,6 +12,7 @@ use crate::hypervisor::Registers;
 
 /// Exception vectors that are treated specially (Intel SDM vol. 3, table 6-1).
 pub mod vector {
+    pub const DEBUG: u8 = 1;
     pub const INVALID_OPCODE: u8 = 6;
     pub const DOUBLE_FAULT: u8 = 8;
     pub const SEGMENT_NOT_PRESENT: u8 = 11;
@@ -62,7 +63,7 @@ impl Frame {
         Self { rip: regs.rip, cs, rflags: regs.rflags, rsp: regs.rsp, ss }
     }
 
-    /// Whether kernel code was at work. A user who jumps to an address of the kernel's still has a stack of his own.
+    /// Whether kernel code was at work, if only addresses can tell. A user who jumps to an address of the kernel's still has a stack of his own.
     pub fn is_kernel(&self) -> bool {
         is_kernel(self.rip) && is_kernel(self.rsp)
     }
@@ -95,18 +96,19 @@ impl Event {
 pub struct TripleFault;
 
 /// Delivers `event`: builds the kernel's frame on its stack and turns `frame` to its handler. What cannot be delivered
-/// becomes a double fault.
+/// becomes a double fault. The context is the kernel's if `from_kernel`; `space` is the kernel's always.
 pub fn deliver(
     state: &State,
     space: &Space,
     shared: &SharedPage,
     frame: &mut Frame,
     event: Event,
+    from_kernel: bool,
 ) -> Result<(), TripleFault> {
     let double_fault = Event { vector: vector::DOUBLE_FAULT, error: Some(0) };
     [event, double_fault]
         .into_iter()
-        .find_map(|event| through_gate(state, space, shared, *frame, event))
+        .find_map(|event| through_gate(state, space, shared, *frame, event, from_kernel))
         .map(|handler| *frame = handler)
         .ok_or(TripleFault)
 }
@@ -147,9 +149,9 @@ fn through_gate(
     shared: &SharedPage,
     frame: Frame,
     event: Event,
+    from_kernel: bool,
 ) -> Option<Frame> {
     let gate = gate(state, space, event.vector)?;
-    let from_kernel = frame.is_kernel();
     let stack = match (gate.stack, from_kernel) {
         (0, true) => frame.rsp,
         (0, false) => space.read_u64s::<1>(state.tss.wrapping_add(TSS_RSP0))?[0],

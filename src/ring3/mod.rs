@@ -3,7 +3,8 @@
 //! Where KVM is software, it executes CPL 3 natively and emulates CPL 0, a thousand times slower. A ring3 kernel enters
 //! CPL 3 early in its start and stays there. What CPL 3 cannot do comes to Tandem: exceptions by way of a few
 //! instructions at CPL 0, the *stubs*, whose port write says which exception it was and whose frame Tandem changes;
-//! the rest by port writes of the kernel's own ([`abi`]). Kernel and user code are told apart by the sign of RIP.
+//! the rest by port writes of the kernel's own ([`abi`]). Kernel and user code are told apart by the page tables they have,
+//! or by the sign of RIP while those are the same.
 //!
 //! [`Ring3Vcpu`] is a vCPU like any other: the run loop does not know. Interrupts come from the [`Controller`] of its
 //! [`Board`], consoles are serial ports of the machine. Frames, stacks, tables and buffers are the guest's, who is

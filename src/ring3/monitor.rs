@@ -5,11 +5,11 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use super::abi::field;
 use super::decode::{self, Instruction, MAX_LEN};
 use super::emulate::{Context, Done};
-use super::inject::{self, Event, Frame, TripleFault, deliver, gate, vector};
+use super::inject::{self, Event, Frame, TripleFault, gate, vector};
 use super::shared::SharedPage;
 use super::space::{Access, Space};
 use super::state::State;
-use super::{USER_CODE_32, USER_CODE_64, USER_DATA, is_kernel};
+use super::{KERNEL_CODE, KERNEL_DATA, USER_CODE_32, USER_CODE_64, USER_DATA};
 use crate::arch::x86_64::layout::PAGE_SIZE;
 use crate::hypervisor::{Registers, SyncedVcpu};
 
@@ -19,6 +19,10 @@ const FAULT_USER: u64 = 1 << 2;
 const INT: u8 = 0xcd;
 /// What user code may change of RFLAGS: CF, PF, AF, ZF, SF, TF, DF, OF, NT, RF, AC, ID.
 const RFLAGS_USER: u64 = 0x25_4dd5;
+/// RFLAGS: the processor traps after each instruction.
+const RFLAGS_TF: u64 = 1 << 8;
+/// DR6: a debug exception was such a trap.
+const DR6_BS: u64 = 1 << 14;
 /// First vector that is no exception.
 const FIRST_INTERRUPT: u64 = 32;
 /// How often an interrupt is kept off the instruction behind an STI. Each time the vCPU enters the guest and comes back
@@ -98,7 +102,7 @@ pub fn exception<V: SyncedVcpu>(
     number: u8,
 ) -> Result<Handled, Dead> {
     let registers = vcpu.synced();
-    let space = Space::new(memory, &registers.sregs);
+    let space = state.space(memory, &registers.sregs);
     let with_error = vector::WITH_ERROR_CODE >> number & 1 != 0;
     let dead = || Dead(Box::new(registers));
     let mut error = None;
@@ -148,7 +152,7 @@ pub fn interrupt<V: SyncedVcpu>(
     if registers.sregs.cs.dpl != 3 || registers.exception {
         return Ok(Handled { obstacle: Some(Obstacle::Moment), interrupted: false });
     }
-    let space = Space::new(memory, &registers.sregs);
+    let space = state.space(memory, &registers.sregs);
     let mut frame = Frame::of(&registers);
     let before = frame;
     let mut processor = Processor { vcpu, state, space, shared, registers };
@@ -164,17 +168,28 @@ pub fn interrupt<V: SyncedVcpu>(
 
 /// Makes the return for which the kernel has a frame on its stack. Any other frame than one the processor would take
 /// is left to it.
-pub fn make_return<V: SyncedVcpu>(vcpu: &mut V, memory: &GuestMemoryMmap, shared: SharedPage) {
+pub fn make_return<V: SyncedVcpu>(vcpu: &mut V, state: &State, memory: &GuestMemoryMmap, shared: SharedPage) {
     let mut registers = vcpu.synced();
-    let space = Space::new(memory, &registers.sregs);
+    let space = state.space(memory, &registers.sregs);
     let Some(frame) = space.read_u64s(registers.regs.rsp).map(Frame::from_values) else { return };
-    let selectors = (frame.cs, frame.ss) == (USER_CODE_64.into(), USER_DATA.into());
-    if selectors && [frame.rip, frame.rsp].iter().all(|address| space.is_canonical(*address)) {
-        let rflags = Frame::hardware_flags(frame.rflags & RFLAGS_USER);
-        Frame { rflags, ..frame }.store(&mut registers.regs);
-        vcpu.change_regs(&registers.regs);
-        shared.set(field::WANTED, 0);
+    let selectors = (frame.cs, frame.ss);
+    let to_user = selectors == (USER_CODE_64.into(), USER_DATA.into());
+    let to_kernel = selectors == (KERNEL_CODE.into(), KERNEL_DATA.into());
+    let canonical = [frame.rip, frame.rsp].iter().all(|address| space.is_canonical(*address));
+    if !canonical || !to_user && !to_kernel {
+        return;
     }
+    if to_user && state.isolation != 0 {
+        // The selectors alone decide: a user's RIP may be in the upper half, and has the user's tables there as well.
+        registers.sregs.cr3 |= state.isolation;
+        if vcpu.change_sregs(&registers.sregs).is_err() {
+            return;
+        }
+    }
+    let rflags = Frame::hardware_flags(frame.rflags & RFLAGS_USER);
+    Frame { rflags, ..frame }.store(&mut registers.regs);
+    vcpu.change_regs(&registers.regs);
+    shared.set(field::WANTED, 0);
 }
 
 /// Raises a general-protection fault at `rip`, in the context in the vCPU's registers.
@@ -186,11 +201,12 @@ pub fn protection_fault<V: SyncedVcpu>(
     rip: u64,
 ) -> Result<(), Dead> {
     let registers = vcpu.synced();
-    let space = Space::new(memory, &registers.sregs);
+    let space = state.space(memory, &registers.sregs);
     let mut frame = Frame { rip, ..Frame::of(&registers) };
     let before = frame;
     let mut processor = Processor { vcpu, state, space, shared, registers };
-    deliver(processor.state, &space, &shared, &mut frame, Event::GENERAL_PROTECTION)
+    processor
+        .deliver(&mut frame, Event::GENERAL_PROTECTION)
         .map_err(|TripleFault| Dead::at(&registers, &before, &shared))?;
     processor.enter(&frame);
     Ok(())
@@ -212,8 +228,10 @@ struct Processor<'a, V> {
 impl<V: SyncedVcpu> Processor<'_, V> {
     fn handle(&mut self, frame: &mut Frame, event: Event) -> Result<(), TripleFault> {
         let mut event = event;
-        let kernel = frame.is_kernel();
+        let kernel = self.state.is_kernel_frame(self.registers.sregs.cr3, frame);
         match event.vector {
+            // Without breakpoints there are single steps, and INT1, which leaves no sign in DR6.
+            vector::DEBUG if frame.rflags & RFLAGS_TF != 0 => self.state.dr6 |= DR6_BS,
             vector::INVALID_OPCODE | vector::GENERAL_PROTECTION if kernel => match self.emulate(frame) {
                 Some(Ok(())) => return Ok(()),
                 Some(Err(raised)) => event = raised,
@@ -231,7 +249,19 @@ impl<V: SyncedVcpu> Processor<'_, V> {
             }
             _ => {}
         }
-        deliver(self.state, &self.space, &self.shared, frame, event)
+        self.deliver(frame, event)
+    }
+
+    /// Delivers an event, and loads the kernel's page tables for its handler.
+    fn deliver(&mut self, frame: &mut Frame, event: Event) -> Result<(), TripleFault> {
+        let cr3 = self.registers.sregs.cr3;
+        let from_kernel = self.state.is_kernel_frame(cr3, frame);
+        inject::deliver(self.state, &self.space, &self.shared, frame, event, from_kernel)?;
+        self.registers.sregs.cr3 = cr3 & !self.state.isolation;
+        if self.registers.sregs.cr3 != cr3 {
+            self.vcpu.change_sregs(&self.registers.sregs).map_err(|_| TripleFault)?;
+        }
+        Ok(())
     }
 
     /// Executes the kernel's instruction, or says which exception it raises; `None` if it is none of ours.
@@ -290,10 +320,11 @@ impl<V: SyncedVcpu> Processor<'_, V> {
         else {
             return Err(Refused::Obstacle(Obstacle::Moment));
         };
-        if !code.contains(&frame.cs) || self.state.uninterruptible.contains(&frame.rip) {
+        let kernel = self.state.is_kernel_code(self.registers.sregs.cr3, frame.rip);
+        if !code.contains(&frame.cs) || kernel && self.state.uninterruptible.contains(&frame.rip) {
             return Err(Refused::Obstacle(Obstacle::Moment));
         }
-        if is_kernel(frame.rip) && !self.shared.interrupts_enabled() {
+        if kernel && !self.shared.interrupts_enabled() {
             self.shared.set(field::WANTED, 1);
             return Err(Refused::Obstacle(Obstacle::Disabled));
         }
@@ -302,8 +333,7 @@ impl<V: SyncedVcpu> Processor<'_, V> {
         }
         self.shared.set(field::WANTED, 0);
         let event = inject::Event { vector, error: None };
-        deliver(self.state, &self.space, &self.shared, frame, event)
-            .map_err(|TripleFault| Refused::TripleFault)?;
+        self.deliver(frame, event).map_err(|TripleFault| Refused::TripleFault)?;
         self.shared.set(field::FLAG, 0);
         Ok(())
     }

@@ -2,6 +2,16 @@
 
 use std::ops::Range;
 
+use kvm_bindings::kvm_sregs;
+use vm_memory::GuestMemoryMmap;
+
+use super::inject::Frame;
+use super::is_kernel;
+use super::space::Space;
+
+/// DR6 after reset (Intel SDM vol. 3, 17.2): the reserved bits that are one.
+pub const DR6_RESET: u64 = 0xffff_0ff0;
+
 /// Base and limit of a descriptor table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Table {
@@ -32,6 +42,8 @@ pub struct State {
     pub cr4: u64,
     /// Extended feature enable register.
     pub efer: u64,
+    /// Debug status register.
+    pub dr6: u64,
     /// The vCPU waits for an interrupt.
     pub halted: bool,
     /// Lines with an edge that the kernel has not been shown yet.
@@ -39,6 +51,27 @@ pub struct State {
     /// The instruction behind the STI executed last, before which no interrupt comes, and how often that may still keep
     /// one off.
     pub shadow: Option<(u64, u8)>,
+    /// The bit of CR3 that is set while a user's page tables are loaded; 0 while there is one set of tables for all.
+    pub isolation: u64,
+}
+
+impl State {
+    /// Whether code at `rip` is the kernel's. What page tables it has decides where they are separate: what is in them is
+    /// the kernel's choice, and what is in RIP may be anyone's.
+    pub fn is_kernel_code(&self, cr3: u64, rip: u64) -> bool {
+        if self.isolation == 0 { is_kernel(rip) } else { cr3 & self.isolation == 0 }
+    }
+
+    /// Whether `frame` is the kernel's context. Without isolation a user who jumps to an address of the kernel's still has
+    /// a stack of his own, and nothing but the sign tells so.
+    pub fn is_kernel_frame(&self, cr3: u64, frame: &Frame) -> bool {
+        if self.isolation == 0 { frame.is_kernel() } else { cr3 & self.isolation == 0 }
+    }
+
+    /// The address space of the kernel, of which a user's is a part, whichever is loaded.
+    pub fn space<'a>(&self, memory: &'a GuestMemoryMmap, sregs: &kvm_sregs) -> Space<'a> {
+        Space::new(memory, &kvm_sregs { cr3: sregs.cr3 & !self.isolation, ..*sregs })
+    }
 }
 
 impl Default for State {
@@ -54,9 +87,11 @@ impl Default for State {
             cr0: 0,
             cr4: 0,
             efer: 0,
+            dr6: DR6_RESET,
             halted: false,
             raised: 0,
             shadow: None,
+            isolation: 0,
         }
     }
 }

@@ -10,10 +10,9 @@ use super::board::Board;
 use super::clock::{Clock, Tsc};
 use super::controller::Controller;
 use super::monitor::{self, Dead, Handled, Obstacle};
+use super::requests;
 use super::shared::SharedPage;
-use super::space::Space;
 use super::state::State;
-use super::{is_kernel, requests};
 use crate::hypervisor::{
     Cause, Exit, Interrupter, PortData, Registers, Result, RunState, SyncedVcpu, Vcpu, signal,
 };
@@ -23,6 +22,8 @@ use crate::milestone::probe;
 const RETRY_SOON: Duration = Duration::from_micros(100);
 /// How soon if the kernel has interrupts disabled: it tells when it enables them, in all but a few places.
 const RETRY_LATER: Duration = Duration::from_millis(1);
+/// How many requests there are.
+const REQUESTS: usize = (abi::ISOLATED - abi::HELLO + 1) as usize;
 
 /// A vCPU whose kernel runs at CPL 3. What it asks of the monitor is done inside of [`Vcpu::run`].
 pub struct Ring3Vcpu<V> {
@@ -49,7 +50,7 @@ pub struct Ring3Vcpu<V> {
 #[derive(Debug, Default)]
 struct Counts {
     exceptions: [u64; abi::VECTORS as usize],
-    requests: [u64; 8],
+    requests: [u64; REQUESTS],
     interrupts: u64,
     kicks: u64,
     sleeps: u64,
@@ -194,7 +195,7 @@ impl<V: SyncedVcpu> Ring3Vcpu<V> {
             None if port != abi::HELLO => Next::Pass,
             shared => {
                 let registers = self.vcpu.synced();
-                let user = !is_kernel(registers.regs.rip);
+                let user = !self.state.is_kernel_code(registers.sregs.cr3, registers.regs.rip);
                 match (shared, registers.sregs.cs.dpl) {
                     (_, 0) if write && port == abi::HELLO => self.hello(&registers)?,
                     (Some(shared), 0) if write && port < abi::VECTORS => self.exception(shared, port as u8),
@@ -264,7 +265,7 @@ impl<V: SyncedVcpu> Ring3Vcpu<V> {
         match port {
             abi::WINDOW => Next::Enter,
             abi::RETURN => {
-                monitor::make_return(&mut self.vcpu, board.memory(), shared);
+                monitor::make_return(&mut self.vcpu, &self.state, board.memory(), shared);
                 Next::Enter
             }
             abi::SAFE_HALT | abi::HALT => {
@@ -281,7 +282,7 @@ impl<V: SyncedVcpu> Ring3Vcpu<V> {
                 Next::Enter
             }
             abi::CONSOLE_WRITE | abi::CONSOLE_READ => {
-                let space = Space::new(board.memory(), &registers.sregs);
+                let space = self.state.space(board.memory(), &registers.sregs);
                 let console = board.console(registers.regs.rdi);
                 let transfer = if port == abi::CONSOLE_WRITE { requests::write } else { requests::read };
                 let kvm_regs { rsi, rdx, .. } = registers.regs;
@@ -289,8 +290,24 @@ impl<V: SyncedVcpu> Ring3Vcpu<V> {
                 self.vcpu.change_regs(&kvm_regs { rax, ..registers.regs });
                 Next::Enter
             }
+            abi::ISOLATED => {
+                let rax = self.isolate(&registers);
+                self.vcpu.change_regs(&kvm_regs { rax, ..registers.regs });
+                Next::Enter
+            }
             _ => Next::Pass,
         }
+    }
+
+    /// User code has page tables of its own from now on, if the kernel says so and has not got them itself. Returns what it
+    /// finds in RAX.
+    fn isolate(&mut self, registers: &Registers) -> u64 {
+        if registers.regs.rdi != abi::CR3_USER || registers.sregs.cr3 & abi::CR3_USER != 0 {
+            return abi::INVALID;
+        }
+        self.state.isolation = abi::CR3_USER;
+        self.board.note_isolation();
+        0
     }
 
     /// User code has used a port that is not for it: a general-protection fault, as the processor would raise if the
@@ -298,7 +315,7 @@ impl<V: SyncedVcpu> Ring3Vcpu<V> {
     fn refuse(&mut self, shared: u64, registers: &Registers, write: bool) -> Result<Next> {
         self.counts.refused += 1;
         let board = self.board.clone();
-        let space = Space::new(board.memory(), &registers.sregs);
+        let space = self.state.space(board.memory(), &registers.sregs);
         let port = registers.regs.rdx as u16;
         if let Exit::Port { data: PortData::In(data), .. } = self.vcpu.exit() {
             data.fill(0xff);

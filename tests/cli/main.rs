@@ -179,9 +179,9 @@ fn images_that_cannot_be() {
     image("a.ext4", "/nonexistent", 127, &["/nonexistent"]);
     image("a.ext4", "/dev/null", 126, &["/dev/null"]);
     // Without the tool.
-    let dir = tempfile::tempdir().expect("a directory");
+    let (dir, tree) = (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory"));
     let mut command = tandem();
-    command.args(["image", "create"]).arg(dir.path().join("a.squashfs")).arg("--from").arg(dir.path());
+    command.args(["image", "create"]).arg(dir.path().join("a.squashfs")).arg("--from").arg(tree.path());
     let run = run(command.env("PATH", dir.path()), b"", LIMIT);
     // It may be where an ordinary user's PATH does not lead.
     assert!(run.code == Some(0) || run.stderr.contains("apt-get install squashfs-tools"), "{run:?}");

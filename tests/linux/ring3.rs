@@ -9,7 +9,7 @@ use crate::common::{Run, has_kvm, run, skip, tandem, wait};
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// Whether the guest can be booted here; if not, the test is skipped.
-fn is_here(test: &str) -> bool {
+pub fn is_here(test: &str) -> bool {
     if !has_kvm(test) {
         return false;
     }
@@ -32,7 +32,7 @@ fn directory() -> Option<PathBuf> {
     Some(cache.join("guest/ring3")).filter(|dir| dir.join("vmlinux").is_file())
 }
 
-fn command() -> std::process::Command {
+pub fn command() -> std::process::Command {
     let mut command = tandem();
     command.env_remove("TANDEM_GUEST_DIR").args(["run", "--guest", "ring3", "--memory", "64M"]);
     command
@@ -187,6 +187,83 @@ fn ring3_large_memory() {
     }
 }
 
+/// The attacks of tests/guest/ring3-isolation.c, and that the same memory is readable where there is no isolation.
+#[test]
+fn ring3_the_kernel_is_isolated_from_programs() {
+    const TEST: &str = "ring3_the_kernel_is_isolated_from_programs";
+    if !is_here(TEST) {
+        return;
+    }
+    let root = tempfile::tempdir().expect("a temporary directory");
+    let program = root.path().join("attack");
+    let mut cc = std::process::Command::new("cc");
+    cc.args(["-O1", "-static", "-Wall", "-Wextra", "-Werror", "-o"]).arg(&program);
+    match cc.arg("tests/guest/ring3-isolation.c").status() {
+        Ok(status) => assert!(status.success(), "cc: {status}"),
+        Err(_) => return skip(TEST, "there is no C compiler, cc"),
+    }
+    let places = kernel_places();
+    let root = root.path().to_str().expect("a path");
+    for (isolation, mode) in [("on", "closed"), ("off", "open")] {
+        let mut command = command();
+        command.args(["--ring3-isolation", isolation, "--root", root, "--", "/attack", mode]).args(&places);
+        let run = run(&mut command, b"", LIMIT);
+        assert_eq!((run.code, run.stderr.as_str()), (Some(0), ""), "{mode}: {run:?}");
+        let attacks: usize = run.text().trim().strip_prefix("ok, ").expect("ok").parse().expect("a number");
+        assert!(attacks >= places.len(), "{attacks}");
+    }
+}
+
+/// Places that no user may read, as arguments for the program: of each kind of memory one, and code that does what only
+/// the kernel may.
+fn kernel_places() -> Vec<String> {
+    let map =
+        std::fs::read_to_string(directory().expect("it is here").join("System.map")).expect("System.map");
+    let address = |symbol: &str| -> &str {
+        let line = map.lines().find(|line| line.split_ascii_whitespace().nth(2) == Some(symbol));
+        line.and_then(|line| line.split_ascii_whitespace().next()).expect(symbol)
+    };
+    let symbols = [
+        ("text", "_text"),
+        ("data", "init_task"),
+        ("rodata", "linux_proc_banner"),
+        ("stack", "init_stack"),
+        ("area", "ring3_area"),
+        ("area-data", "ring3_idt"),
+        ("shared", "ring3_shared"),
+        ("system-call", "entry_SYSCALL_64"),
+        ("return", "ring3_return_to_user"),
+        ("leave", "ring3_leave"),
+        ("iret", "native_irq_return_iret"),
+        ("load-cr3", "ring3_hc_cr3"),
+        ("invlpg", "ring3_hc_invlpg"),
+        ("panic", "panic"),
+    ];
+    // The direct mapping of physical memory, where nothing is random in this kernel.
+    let direct = "direct=ffff888000100000".to_owned();
+    symbols.map(|(name, symbol)| format!("{name}={}", address(symbol))).into_iter().chain([direct]).collect()
+}
+
+#[test]
+fn ring3_isolation_is_named_as_it_is() {
+    const TEST: &str = "ring3_isolation_is_named_as_it_is";
+    for (args, on) in [
+        (&["--json"][..], true),
+        (&["--json", "--ring3-isolation", "off"], false),
+        (&["--json", "--cmdline", "ring3_isolation=off"], false),
+        (&["--json", "--ring3-isolation", "off", "--cmdline", "ring3_isolation=1"], true),
+    ] {
+        // A kernel that protects itself says so in its log.
+        let args = [args, &["-v", "--", "true"]].concat();
+        let Some(run) = boot(TEST, &args, b"") else { return };
+        assert_eq!(run.code, Some(0), "{run:?}");
+        let (log, json) = run.stderr.trim_end().rsplit_once('\n').expect("a log and JSON");
+        assert_eq!(log.contains("page tables isolation: enabled"), on, "{args:?}: {log}");
+        let summary: serde_json::Value = serde_json::from_str(json).expect("JSON");
+        assert_eq!(summary["guest_isolation"].as_bool(), Some(on), "{args:?}");
+    }
+}
+
 #[test]
 fn ring3_what_cannot_work_is_refused() {
     if !is_here("ring3_what_cannot_work_is_refused") {
@@ -198,6 +275,7 @@ fn ring3_what_cannot_work_is_refused() {
         (&["run", "--guest", "ring3", "--cpus", "2"][..], "one vCPU"),
         (&["run", "--kernel", kernel], "--guest ring3"),
         (&["run", "--guest", "standard", "--kernel", kernel], "--guest ring3"),
+        (&["run", "--guest", "standard", "--ring3-isolation", "off"], "--ring3-isolation"),
     ] {
         let run = run(tandem().env_remove("TANDEM_GUEST_DIR").args(args), b"", LIMIT);
         run.assert(126, "");

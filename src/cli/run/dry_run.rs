@@ -123,7 +123,7 @@ fn console(config: &MachineConfig) -> &'static str {
 
 fn to_text(config: &MachineConfig, backend: KvmBackend) -> String {
     let mut lines = vec![
-        format!("guest         {}", config.guest.title()),
+        format!("guest         {}", config.guest_title()),
         format!("kernel        {} ({})", config.kernel.path().display(), config.kernel.format()),
         format!("boot          {}", config.protocol.name()),
         format!("command line  {}", config.command_line.to_string_lossy()),
@@ -162,7 +162,7 @@ fn to_json(config: &MachineConfig, backend: KvmBackend) -> String {
         .collect();
     let value = json!({
         "guest": config.guest.name(),
-        "guest_isolation": config.guest.is_isolated(),
+        "guest_isolation": config.is_isolated(),
         "kernel": config.kernel.path(),
         "kernel_format": config.kernel.format(),
         "boot": config.protocol.name(),

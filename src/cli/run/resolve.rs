@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 use super::disk::{self, DiskArg};
-use super::{Backend, RunArgs, guest, say, stdin_is_terminal};
+use super::{Backend, Isolation, RunArgs, guest, say, stdin_is_terminal};
 use crate::arch::x86_64::kernel::KernelFile;
 use crate::devices::virtio::block::disk::Disk;
 use crate::host::kvm_backend::KvmBackend;
@@ -85,6 +85,10 @@ pub(super) enum ResolveError {
         path.display()
     )]
     UnknownFileSystem { path: PathBuf, file_system: &'static str },
+    #[error(
+        "--ring3-isolation is for the ring3 guest, and this is the standard one, which protects its kernel always"
+    )]
+    NoRing3,
     #[error("--env and --workdir are for Tandem's init in the guest: give a command, or leave out --initrd")]
     NoInit,
 }
@@ -105,6 +109,9 @@ impl ResolveError {
 pub(super) fn resolve(args: &RunArgs, backend: &Backend) -> Result<MachineConfig, ResolveError> {
     let paths = Paths::from_env();
     let guest = guest::choose(args, &paths, backend, || guest::has_fsgsbase(Path::new("/")))?;
+    if args.ring3_isolation.is_some() && guest != Guest::Ring3 {
+        return Err(ResolveError::NoRing3);
+    }
     let kernel = match &args.kernel {
         Some(path) => path.clone(),
         None => paths.guest_images(guest.name())?.kernel,
@@ -167,6 +174,7 @@ fn software(
     let needs = || Needs {
         verbose: args.verbose,
         guest: images.guest,
+        isolation_off: args.ring3_isolation == Some(Isolation::Off),
         software_kvm: **backend == KvmBackend::Software,
         tandem_init,
         virtio_devices,

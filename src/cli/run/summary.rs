@@ -3,6 +3,7 @@
 use std::fs::File;
 
 use serde_json::json;
+use thiserror::Error;
 
 use super::{Backend, RunArgs, say};
 use crate::arch::x86_64::kernel::Symbols;
@@ -20,6 +21,14 @@ const SOFTWARE_KVM_HINT: &str = "this host's KVM is software (kvm_pvm): it emula
 /// Said if the kernel has not looked for its disks.
 const DISK_HINT: &str = "it needs CONFIG_VIRTIO_BLK and CONFIG_VIRTIO_MMIO, and ACPI or \
      CONFIG_VIRTIO_MMIO_CMDLINE_DEVICES";
+
+/// A ring3 kernel has not done what the header of its figures says.
+#[derive(Debug, PartialEq, Eq, Error)]
+#[error(
+    "the guest's kernel has started its init without isolation, although nothing on its command line says so: its \
+     programs can read and change its memory"
+)]
+struct NotIsolated;
 
 /// Prints the summary on stderr and returns the exit code.
 pub(super) fn print(
@@ -52,18 +61,32 @@ pub(super) fn print(
         let count = finished.unused_disks;
         say(format_args!("tandem: the guest's kernel did not find {count} of its disks: {DISK_HINT}"));
     }
+    if let Err(error) = is_isolated(config, stamps, finished) {
+        say(format_args!("tandem: {error}"));
+    }
     if finished.unread > 0 {
         say(format_args!("tandem: {} bytes of output were not read in time and are lost", finished.unread));
     }
     if args.json {
         say(format_args!(
             "{}",
-            summary_json(config.guest, stamps, finished, explanation.as_deref(), code, **backend)
+            summary_json(config, stamps, finished, explanation.as_deref(), code, **backend)
         ));
     } else if args.time {
-        print_milestones(config.guest, stamps, **backend);
+        print_milestones(config, stamps, **backend);
     }
     code
+}
+
+/// Whether the guest's kernel is protected from its programs.
+fn is_isolated(config: &MachineConfig, stamps: &Stamps, finished: &Finished) -> Result<bool, NotIsolated> {
+    check_isolation(config.is_isolated(), stamps.get(Milestone::InitStarted).is_some(), finished.isolated)
+}
+
+/// What was promised, unless the kernel went on to its init without; `isolated` is what a ring3 kernel has done.
+fn check_isolation(promised: bool, init_started: bool, isolated: Option<bool>) -> Result<bool, NotIsolated> {
+    let broken = promised && init_started && isolated == Some(false);
+    if broken { Err(NotIsolated) } else { Ok(promised) }
 }
 
 /// The kernel's symbols: its own, or those of the System.map beside it, as for a bzImage.
@@ -73,8 +96,8 @@ fn symbols(config: &MachineConfig) -> Option<Symbols> {
     config.kernel.symbols().ok().or_else(beside)
 }
 
-fn print_milestones(guest: Guest, stamps: &Stamps, backend: KvmBackend) {
-    let (guest, kvm) = (guest.title(), backend.name());
+fn print_milestones(config: &MachineConfig, stamps: &Stamps, backend: KvmBackend) {
+    let (guest, kvm) = (config.guest_title(), backend.name());
     say(format_args!("{:<18} {:>12}   (guest: {guest}, KVM: {kvm})", "milestone", "ms"));
     for milestone in Milestone::ALL {
         match stamps.since_spawned(milestone) {
@@ -85,7 +108,7 @@ fn print_milestones(guest: Guest, stamps: &Stamps, backend: KvmBackend) {
 }
 
 fn summary_json(
-    guest: Guest,
+    config: &MachineConfig,
     stamps: &Stamps,
     finished: &Finished,
     explanation: Option<&str>,
@@ -106,11 +129,30 @@ fn summary_json(
         "stop": finished.outcome.reason.name(),
         "explanation": explanation,
         "command": command,
-        "guest": guest.name(),
-        "guest_isolation": guest.is_isolated(),
+        "guest": config.guest.name(),
+        "guest_isolation": is_isolated(config, stamps, finished).unwrap_or(false),
         "kvm": backend.name(),
         "spawned_monotonic_ns": stamps.get(Milestone::Spawned),
         "milestones_ns": milestones,
         "log": finished.log,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_promise_of_isolation_that_was_not_kept_is_told() {
+        assert_eq!(check_isolation(true, true, Some(false)), Err(NotIsolated));
+        // Not asked for; not as far yet; done; a kernel of another kind.
+        for (promised, started, isolated) in [
+            (false, true, Some(false)),
+            (true, false, Some(false)),
+            (true, true, Some(true)),
+            (true, true, None),
+        ] {
+            assert_eq!(check_isolation(promised, started, isolated), Ok(promised));
+        }
+    }
 }

@@ -151,7 +151,11 @@ fn the_rest() {
     assert_eq!(cpu.execute(&[0x0f, 0x01, 0xd1]), REFUSED);
     (cpu.regs().rax, cpu.regs().rcx) = (7, 1);
     assert_eq!(cpu.execute(&[0x0f, 0x01, 0xd1]), REFUSED);
-    for (code, debug) in [(0xf0, DR6), (0xf8, DR7), (0xc0, 0)] {
+    cpu.regs().rax = u64::MAX;
+    for code in [0xf0, 0xf8, 0xc0] {
+        assert_eq!(cpu.execute(&[0x0f, 0x23, code]), DONE); // mov dr6, dr7, dr0, rax
+    }
+    for (code, debug) in [(0xf0, DR6_RESET | DR6_WRITABLE), (0xf8, DR7), (0xc0, 0)] {
         assert_eq!(cpu.execute(&[0x0f, 0x21, code]), DONE); // mov rax, dr6, dr7, dr0
         assert_eq!(cpu.regs().rax, debug);
     }

@@ -5,7 +5,8 @@ const FAULT: Event = Event { vector: vector::PAGE_FAULT, error: Some(7) };
 
 fn deliver_to(machine: &Machine, frame: Frame, event: Event) -> Result<Frame, TripleFault> {
     let mut to = frame;
-    deliver(&machine.state, &machine.space(), &machine.shared(), &mut to, event).map(|()| to)
+    let kernel = machine.state.is_kernel_frame(machine.registers.sregs.cr3, &frame);
+    deliver(&machine.state, &machine.space(), &machine.shared(), &mut to, event, kernel).map(|()| to)
 }
 
 #[test]

@@ -2,6 +2,7 @@ use super::super::fixture::*;
 use super::*;
 use crate::hypervisor::fake::FakeVcpu;
 use crate::ring3::abi;
+use crate::ring3::state::DR6_RESET;
 
 fn vcpu(machine: &Machine) -> FakeVcpu {
     let mut vcpu = FakeVcpu::default();
@@ -174,6 +175,7 @@ fn a_return_is_made_for_sound_frames_only() {
     let sound = Frame { rflags: u64::MAX, ..user_frame() };
     for (frame, made) in [
         (sound, true),
+        (Frame { cs: 0x10, ss: 0x18, ..sound }, true),
         (Frame { cs: 0x10, ..sound }, false),
         (Frame { ss: 0, ..sound }, false),
         (Frame { rip: 1 << 47, ..sound }, false),
@@ -183,7 +185,7 @@ fn a_return_is_made_for_sound_frames_only() {
         machine.put(SHARED + field::WANTED, 1);
         machine.space().write_u64s(KERNEL_STACK, &frame.values()).unwrap();
         let mut vcpu = vcpu(&machine);
-        make_return(&mut vcpu, &machine.memory, machine.shared());
+        make_return(&mut vcpu, &machine.state, &machine.memory, machine.shared());
         let to = Frame::of(&vcpu.registers);
         assert_eq!((to.rip == USER, machine.get(SHARED + field::WANTED) == 0), (made, made), "{frame:x?}");
         if made {
@@ -206,10 +208,94 @@ fn a_hello_is_checked() {
     let state = said(|_| ()).unwrap();
     assert_eq!((state.shared, state.uninterruptible), (Some(SHARED), CODE..CODE + 10));
     assert_eq!((state.cr0, state.efer), (0x8005_0033, 0xd01));
-    assert!(said(|machine| machine.registers.regs.r9 = 2).unwrap_err().contains("version 2"));
+    assert!(said(|machine| machine.registers.regs.r9 = 1).unwrap_err().contains("version 1"));
     for address in [HIGH + SHARED + 8, 0, HIGH + MEMORY as u64, 1 << 63] {
         machine.registers.regs.rdi = address;
         let bad = hello(&mut State::default(), &machine.memory, &machine.registers);
         assert!(address == 0 || bad.unwrap_err().contains("shared page"));
+    }
+}
+
+#[test]
+fn a_single_step_is_told_from_int1() {
+    let mut machine = Machine::new().gate(1, 0xe, 0, 0);
+    let (_, to) = raise(&mut machine, 1, None, user_frame());
+    assert_eq!((to.rip, machine.state.dr6), (HANDLER + 1, DR6_RESET));
+    let stepped = Frame { rflags: user_frame().rflags | 1 << 8, ..user_frame() };
+    let (_, to) = raise(&mut machine, 1, None, stepped);
+    assert_eq!((to.rip, machine.state.dr6), (HANDLER + 1, DR6_RESET | 1 << 14));
+    assert_eq!(to.rflags & 1 << 8, 0);
+}
+
+/// What a user can make his registers look like.
+fn disguises() -> [Frame; 4] {
+    let user = user_frame();
+    [
+        user,
+        Frame { rip: CODE, ..user },
+        Frame { rip: CODE, rsp: KERNEL_STACK, ..user },
+        Frame { rip: 1 << 63, rsp: 1 << 63, ..user },
+    ]
+}
+
+#[test]
+fn with_isolation_the_page_tables_alone_tell_who_it_is() {
+    for frame in disguises() {
+        let mut machine = Machine::new().gate(13, 0xe, 0, 0).gate(14, 0xe, 0, 0).isolated();
+        machine.bytes(CODE - HIGH, &[0xfb]); // sti
+        let (handled, to) = raise(&mut machine, 13, Some(0), frame);
+        assert_eq!((handled.unwrap(), to.rip), (Handled::default(), HANDLER + 13));
+        assert_eq!(machine.registers.sregs.cr3, PML4, "the handler has the kernel's");
+        assert_eq!(to.rsp, EXCEPTION_STACK - 48, "not what the user calls his stack");
+        assert_eq!(machine.stack(to.rsp), [0, frame.rip, 0x33, 0x202, frame.rsp, 0x2b]);
+        assert!(!machine.shared().interrupts_enabled(), "nothing was executed for him");
+
+        let mut machine = machine.isolated();
+        let (_, to) = raise(&mut machine, 14, Some(2), frame);
+        assert_eq!((machine.stack(to.rsp), machine.registers.sregs.cr3), ([6], PML4));
+    }
+    // The kernel may be anywhere.
+    let mut machine = Machine::new().gate(14, 0xe, 0, 0).isolated();
+    machine.registers.sregs.cr3 = PML4;
+    let lost = Frame { rip: USER, ..kernel_frame() };
+    let (_, to) = raise(&mut machine, 14, Some(0x14), lost);
+    assert_eq!(machine.stack(to.rsp), [0x10, USER, 0x10, 0x102, KERNEL_STACK - 8, 0x18]);
+    assert_eq!(machine.registers.sregs.cr3, PML4);
+}
+
+#[test]
+fn with_isolation_interrupts_leave_the_users_page_tables() {
+    for frame in disguises() {
+        let mut machine = Machine::new().gate(INTERRUPT, 0xe, 0, 0).isolated().at(frame);
+        machine.shared().raise(1);
+        machine.state.uninterruptible = CODE..CODE + 1;
+        let mut vcpu = vcpu(&machine);
+        let shared = SharedPage::new(&machine.memory, SHARED);
+        let handled = interrupt(&mut vcpu, &mut machine.state, &machine.memory, shared).unwrap();
+        assert!(handled.interrupted, "a user is always interruptible");
+        assert_eq!((vcpu.registers.sregs.cr3, vcpu.registers.regs.rsp), (PML4, EXCEPTION_STACK - 40));
+    }
+    // The kernel on its way in has the user's stack pointer still.
+    let mut machine = Machine::new().gate(INTERRUPT, 0xe, 0, 0).isolated();
+    machine.registers.sregs.cr3 = PML4;
+    machine.shared().raise(1);
+    assert_eq!(obstacle(&interrupt_at(&mut machine).0), Some(Obstacle::Disabled));
+}
+
+#[test]
+fn with_isolation_a_return_loads_what_the_selectors_say() {
+    for (frame, cr3) in disguises().map(|frame| (frame, PML4 | abi::CR3_USER)).into_iter().chain([
+        (Frame { cs: 0x10, ss: 0x18, ..kernel_frame() }, PML4),
+        (Frame { cs: 0x10, ss: 0x18, ..user_frame() }, PML4),
+    ]) {
+        let mut machine = Machine::new().isolated().at(kernel_frame());
+        machine.registers.sregs.cr3 = PML4;
+        machine.registers.regs.rsp = KERNEL_STACK;
+        machine.space().write_u64s(KERNEL_STACK, &frame.values()).unwrap();
+        let mut vcpu = vcpu(&machine);
+        make_return(&mut vcpu, &machine.state, &machine.memory, machine.shared());
+        let sound = frame.rip != 1 << 63;
+        let (cr3, rip) = if sound { (cr3, frame.rip) } else { (PML4, kernel_frame().rip) };
+        assert_eq!((vcpu.registers.sregs.cr3, vcpu.registers.regs.rip), (cr3, rip), "{frame:x?}");
     }
 }

@@ -183,7 +183,7 @@ fn step() -> impl Strategy<Value = Step> {
         any::<[u64; 3]>(),
         prop::sample::select(vec![(0x10u16, 0u8), (USER_CODE_64, 3), (0x23, 3), (0, 1)]),
         any::<bool>(),
-        prop_oneof![3 => Just(0x1000u64), 1 => 0u64..(1 << 22), 1 => any::<u64>()],
+        prop_oneof![3 => Just(PML4), 1 => Just(PML4 | abi::CR3_USER), 1 => 0u64..(1 << 22), 1 => any::<u64>()],
     );
     let registers =
         registers.prop_map(|([rip, rsp, rsi, rdi, rdx, rcx], [rax, r9, cr4], cs, exception, cr3)| {
@@ -234,4 +234,43 @@ proptest! {
             vcpu.interrupter().clear();
         }
     }
+}
+
+#[test]
+fn isolation_is_the_kernels_to_ask_for_and_no_port_is_a_users_then() {
+    let machine = Machine::new().gate(13, 0xe, 0, 0);
+    let ask = |rdi, cr3| at(&machine, |registers| (registers.regs.rdi, registers.sregs.cr3) = (rdi, cr3));
+    // In the lower half an OUT is two bytes that are read for it.
+    machine.bytes(CODE - HIGH - 2, &[0xe6, abi::ISOLATED as u8]);
+    let user = at(&machine, |registers| {
+        registers.sregs.cr3 = PML4 | abi::CR3_USER;
+        registers.regs.rsp = KERNEL_STACK;
+    });
+    let mut vcpu = start(
+        &machine,
+        vec![
+            ask(0x2000, PML4),
+            out(abi::ISOLATED),
+            out(0x3f8),
+            ask(abi::CR3_USER, PML4 | abi::CR3_USER),
+            out(abi::ISOLATED),
+            out(0x3f8),
+            ask(abi::CR3_USER, PML4),
+            out(abi::ISOLATED),
+            out(0x3f8),
+            user,
+            out(abi::SAFE_HALT),
+            Step::Shutdown,
+        ],
+    );
+    for (rax, isolation) in [(abi::INVALID, 0), (abi::INVALID, 0), (0, abi::CR3_USER)] {
+        assert!(matches!(vcpu.run().unwrap(), Exit::Port { port: 0x3f8, .. }));
+        assert_eq!((vcpu.registers().unwrap().0.rax, vcpu.state().isolation), (rax, isolation));
+        assert_eq!(vcpu.board.is_isolated(), isolation != 0);
+    }
+    // With the kernel's addresses in RIP and RSP he is refused all the same.
+    assert!(matches!(vcpu.run().unwrap(), Exit::Shutdown));
+    let (regs, sregs) = vcpu.registers().unwrap();
+    assert_eq!((regs.rip, regs.rsp, sregs.cr3), (HANDLER + 13, EXCEPTION_STACK - 48, PML4));
+    assert!(!vcpu.state().halted && !machine.shared().interrupts_enabled());
 }

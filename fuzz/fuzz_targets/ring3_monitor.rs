@@ -88,7 +88,7 @@ impl SyncedVcpu for Player {
                 _ => {
                     let regs = &mut self.registers.regs;
                     (regs.rip, regs.rsp, regs.rdi, regs.rsi, regs.rdx, regs.rcx) = (a, b, c, d, e, f);
-                    (regs.rax, regs.r9) = (g, kind >> 8 & 1);
+                    (regs.rax, regs.r9) = (g, kind >> 8 & 3);
                     let sregs = &mut self.registers.sregs;
                     sregs.cs.dpl = if kind & 4 == 0 { 0 } else { 3 };
                     sregs.cs.selector = if kind & 8 == 0 { 0x33 } else { 0x23 };
@@ -124,6 +124,10 @@ impl SyncedVcpu for Player {
     fn change_sregs(&mut self, sregs: &kvm_sregs) -> Result<()> {
         self.registers.sregs = *sregs;
         Ok(())
+    }
+    fn set_gs_base(&mut self, base: u64) -> bool {
+        self.registers.sregs.gs.base = base;
+        base & 1 == 0
     }
     fn msr(&self, index: u32) -> Option<u64> {
         (index & 1 == 0).then_some(0)
@@ -165,7 +169,7 @@ fuzz_target!(|data: &[u8]| {
         port: None,
         data: [0; 4],
     };
-    let board = Board::new(memory);
+    let board = Board::new(memory, 2);
     board.connect([Some(Arc::new(Sink)), None]);
     let state = State {
         shared: Some(SHARED),
@@ -174,7 +178,7 @@ fuzz_target!(|data: &[u8]| {
         tss: HIGH + 0xa000,
         ..State::default()
     };
-    let mut vcpu = Ring3Vcpu::new(player, state, board.clone());
+    let mut vcpu = Ring3Vcpu::new(player, 0, state, board.clone());
     for _ in 0..turns {
         // Nobody else wakes it.
         board.controller().wake();

@@ -174,6 +174,8 @@ pub struct FakeVcpu {
     pub reads: Vec<Vec<u8>>,
     /// What the last exit handed over, and what was changed since.
     pub registers: Registers,
+    /// What [`Vcpu::set_registers`] was last given.
+    pub placed: Mutex<Option<(kvm_regs, kvm_sregs)>>,
     /// Model-specific registers.
     pub msrs: Mutex<BTreeMap<u32, u64>>,
     current: Option<Step>,
@@ -200,7 +202,8 @@ impl Vcpu for FakeVcpu {
         Ok((kvm_regs { rip: RIP, rflags, ..Default::default() }, kvm_sregs::default()))
     }
 
-    fn set_registers(&self, regs: &kvm_regs, _sregs: &kvm_sregs) -> Result<()> {
+    fn set_registers(&self, regs: &kvm_regs, sregs: &kvm_sregs) -> Result<()> {
+        *lock(&self.placed) = Some((*regs, *sregs));
         self.vm.log(format!("registers of {}: rip {:#x}", self.id, regs.rip))
     }
 
@@ -301,6 +304,15 @@ impl SyncedVcpu for FakeVcpu {
     fn change_sregs(&mut self, sregs: &kvm_sregs) -> Result<()> {
         self.registers.sregs = *sregs;
         Ok(())
+    }
+
+    fn set_gs_base(&mut self, base: u64) -> bool {
+        // As the processor: bits 63 to 47 are all the same.
+        let canonical = (base.cast_signed() << 16 >> 16).cast_unsigned() == base;
+        if canonical {
+            self.registers.sregs.gs.base = base;
+        }
+        canonical
     }
 
     fn msr(&self, index: u32) -> Option<u64> {

@@ -23,6 +23,9 @@ use super::{
     SyncedVcpu, Vcpu, Vm,
 };
 
+/// IA32_GS_BASE (Intel SDM vol. 4, table 2-2).
+const MSR_GS_BASE: u32 = 0xc000_0101;
+
 fn failed(call: impl Into<String>) -> impl FnOnce(errno::Error) -> Error {
     move |source| Error { call: call.into(), source }
 }
@@ -284,6 +287,14 @@ impl SyncedVcpu for KvmVcpu {
         self.fd.set_sregs(sregs).map_err(failed("KVM_SET_SREGS"))?;
         self.fd.sync_regs_mut().sregs = *sregs;
         Ok(())
+    }
+
+    fn set_gs_base(&mut self, base: u64) -> bool {
+        let set = self.set_msr(MSR_GS_BASE, base);
+        if set {
+            self.fd.sync_regs_mut().sregs.gs.base = base;
+        }
+        set
     }
 
     fn msr(&self, index: u32) -> Option<u64> {

@@ -221,6 +221,9 @@ pub trait SyncedVcpu: Vcpu {
     /// Changes the system registers at once.
     fn change_sregs(&mut self, sregs: &kvm_sregs) -> Result<()>;
 
+    /// Sets the base of GS at once; false where the hypervisor refuses the value.
+    fn set_gs_base(&mut self, base: u64) -> bool;
+
     /// A model-specific register; `None` where the hypervisor has none of this number.
     fn msr(&self, index: u32) -> Option<u64>;
 

@@ -100,7 +100,7 @@ pub fn build<H: Hypervisor>(
     let memory = allocate_memory(config)?;
     let ring3 = config.guest == Guest::Ring3;
     let lines = Lines::new();
-    let board = ring3.then(|| Board::new(memory.clone()));
+    let board = ring3.then(|| Board::new(memory.clone(), config.cpus));
     let (first, vm) =
         spawn_first(hypervisor.clone(), memory.clone(), lines.clone(), board.clone(), config.cpus)?;
     let processor = CpuidConfig {
@@ -125,7 +125,7 @@ pub fn build<H: Hypervisor>(
     let setup = Setup { cpuid, linux: config.linux, entry: kernel.entry, protocol: config.protocol };
     let halt_check = HaltCheck::new(config.cpus);
     let context = Arc::new(VcpuContext { ports, mmio, memory, latch, stamps, halt_check });
-    let threads = spawn_others(first, &vm, config.cpus)?;
+    let threads = spawn_others(first, &vm, board.as_ref(), config.cpus)?;
     Ok(Machine { threads, setup: Arc::new(setup), context, events, devices, board })
 }
 
@@ -142,26 +142,29 @@ fn spawn_first<H: Hypervisor>(
     vcpus: u8,
 ) -> Result<(VcpuThread, Coming<H::Vm>), BuildError> {
     let (tell, vm) = sync_channel(1);
+    let ring3 = board.is_some();
     let make_vm = move || {
         let mapped = MappedVm::new(hypervisor.create_vm()?, memory)?;
         mapped.vm.reserve_pages(KVM_TSS_START)?;
-        Ok::<_, BuildError>(Arc::new(mapped))
+        let mapped = Arc::new(mapped);
+        if !ring3 {
+            mapped.vm.create_split_irqchip(IOAPIC_PINS)?;
+        }
+        lines.connect(&mapped);
+        if vcpus > 1 {
+            // Who no longer wants it has dropped the other end.
+            let _ = tell.send(mapped.clone());
+        }
+        Ok::<_, BuildError>(mapped)
     };
     let thread = match board {
         Some(board) => VcpuThread::spawn(0, move || {
             let mapped = make_vm()?;
-            lines.connect(&mapped);
-            let vcpu = Ring3Vcpu::new(mapped.vm.create_vcpu(0)?, ring3::State::default(), board);
+            let vcpu = Ring3Vcpu::new(mapped.vm.create_vcpu(0)?, 0, ring3::State::default(), board);
             Ok((mapped, vcpu))
         })?,
         None => VcpuThread::spawn(0, move || {
             let mapped = make_vm()?;
-            mapped.vm.create_split_irqchip(IOAPIC_PINS)?;
-            lines.connect(&mapped);
-            if vcpus > 1 {
-                // Who no longer wants it has dropped the other end.
-                let _ = tell.send(mapped.clone());
-            }
             let vcpu = mapped.vm.create_vcpu(0)?;
             Ok((mapped, vcpu))
         })?,
@@ -170,7 +173,12 @@ fn spawn_first<H: Hypervisor>(
 }
 
 /// The threads of all vCPUs. A machine of one does not wait for its VM here.
-fn spawn_others<V: Vm>(first: VcpuThread, vm: &Coming<V>, vcpus: u8) -> Result<Vec<VcpuThread>, BuildError> {
+fn spawn_others<V: Vm>(
+    first: VcpuThread,
+    vm: &Coming<V>,
+    board: Option<&Arc<Board>>,
+    vcpus: u8,
+) -> Result<Vec<VcpuThread>, BuildError> {
     let mut threads = vec![first];
     if vcpus > 1 {
         let Ok(mapped) = vm.recv() else {
@@ -178,16 +186,30 @@ fn spawn_others<V: Vm>(first: VcpuThread, vm: &Coming<V>, vcpus: u8) -> Result<V
             return Err(BuildError::NoVm);
         };
         for id in 1..vcpus {
-            let mapped = mapped.clone();
-            threads.push(VcpuThread::spawn(id, move || {
-                let vcpu = mapped.vm.create_vcpu(id)?;
-                Ok((mapped, vcpu))
-            })?);
+            threads.push(spawn_other(id, mapped.clone(), board.cloned())?);
         }
         // The first wakes the others, which must be there; it need not wait for itself.
         threads.iter().skip(1).try_for_each(VcpuThread::created)?;
     }
     Ok(threads)
+}
+
+/// The thread of a vCPU that another one starts.
+fn spawn_other<V: Vm>(
+    id: u8,
+    mapped: Arc<MappedVm<V>>,
+    board: Option<Arc<Board>>,
+) -> Result<VcpuThread, BuildError> {
+    match board {
+        Some(board) => VcpuThread::spawn(id, move || {
+            let vcpu = Ring3Vcpu::new(mapped.vm.create_vcpu(id)?, id, ring3::State::waiting(), board);
+            Ok((mapped, vcpu))
+        }),
+        None => VcpuThread::spawn(id, move || {
+            let vcpu = mapped.vm.create_vcpu(id)?;
+            Ok((mapped, vcpu))
+        }),
+    }
 }
 
 fn allocate_memory(config: &MachineConfig) -> Result<GuestMemoryMmap, BuildError> {

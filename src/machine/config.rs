@@ -30,9 +30,6 @@ pub enum ConfigError {
     /// The number of vCPUs.
     #[error("--cpus {0}: a machine has 1 to {MAX_VCPUS} vCPUs")]
     Cpus(u32),
-    /// More than one vCPU.
-    #[error("--cpus {0}: a ring3 guest has one vCPU; use --cpus 1 or --guest standard")]
-    Ring3Cpus(u32),
     /// A Linux that is none for the guest asked for.
     #[error("{} is no ring3 kernel: it has no note of Tandem's; use --guest standard", .0.display())]
     NotRing3(PathBuf),
@@ -226,9 +223,6 @@ impl Hardware {
         let memory = MemoryMap::new(request.memory)?;
         let cpus = u8::try_from(request.cpus).ok().filter(|cpus| (1..=MAX_VCPUS).contains(cpus));
         let cpus = cpus.ok_or(ConfigError::Cpus(request.cpus))?;
-        if request.guest == Guest::Ring3 && cpus > 1 {
-            return Err(ConfigError::Ring3Cpus(request.cpus));
-        }
         let kernel = KernelFile::open(&request.kernel, request.unpacker)?;
         let protocol = kernel.protocol(request.boot)?;
         let reserved = BOOT_TABLES.map(|range| Reserved { range, what: "Tandem's boot tables" });
@@ -305,13 +299,14 @@ mod tests {
         let linux = note(b"Linux\0", 0x101, &[0; 4]);
         let ring3 = |version: u32| [linux.clone(), note(b"Tandem\0", 1, &version.to_le_bytes())].concat();
         assert!(config(Guest::Standard, 2, &linux).is_ok());
-        assert_eq!(config(Guest::Ring3, 1, &ring3(2)).unwrap().guest, Guest::Ring3);
+        for cpus in [1, 2, 64] {
+            assert_eq!(config(Guest::Ring3, cpus, &ring3(2)).unwrap().guest, Guest::Ring3);
+        }
         assert!(matches!(config(Guest::Ring3, 1, &linux), Err(ConfigError::NotRing3(_))));
         assert!(matches!(config(Guest::Standard, 1, &ring3(2)), Err(ConfigError::IsRing3(_))));
         assert!(matches!(
             config(Guest::Ring3, 1, &ring3(1)),
             Err(ConfigError::Ring3Version { theirs: 1, .. })
         ));
-        assert!(matches!(config(Guest::Ring3, 2, &ring3(2)), Err(ConfigError::Ring3Cpus(2))));
     }
 }

@@ -256,7 +256,10 @@ impl VcpuThread {
                 return confirm(Err(error.into()));
             }
             confirm(Ok(interrupter.clone()));
-            context.stamps.stamp(Milestone::KernelEntered);
+            // The others wait until the first one starts them.
+            if id == 0 {
+                context.stamps.stamp(Milestone::KernelEntered);
+            }
             run(id, &mut vcpu, &context);
             confirm(Ok(interrupter.clone()));
         };

@@ -1,4 +1,4 @@
-//! The interface between a ring3 kernel and Tandem: requests, and the layout of the page they share.
+//! The interface between a ring3 kernel and Tandem: requests, and the layout of the page that each vCPU shares with it.
 //! All integers are little-endian and of 64 bits.
 
 /// Version of the interface.
@@ -29,14 +29,70 @@ pub const RETURN: u16 = 0xe7;
 /// Once: user code runs with page tables of its own from now on. RDI is [`CR3_USER`]. RAX becomes 0, or [`INVALID`] if
 /// it is anything else.
 pub const ISOLATED: u16 = 0xe8;
+/// Starts a vCPU: RDI is its index, RSI the address of a [`StartBlock`]. RAX becomes 0, [`BAD_ADDRESS`], [`STARTED`] or
+/// [`INVALID`].
+pub const START: u16 = 0xe9;
+/// The shared page of this vCPU is at the address in RDI from now on, where the kernel has copied it to. RAX becomes 0
+/// or [`BAD_ADDRESS`].
+pub const MOVE: u16 = 0xea;
+/// Raises line RSI of vCPU RDI. RAX becomes 0 or [`INVALID`].
+pub const SEND: u16 = 0xeb;
 
 /// The bit of CR3 that is set while a user's page tables are loaded: they are the upper half of a pair.
 pub const CR3_USER: u64 = 1 << 12;
 
-/// Answer to a console request whose buffer is not mapped: -EFAULT.
+/// Answer to a request that names memory which is not mapped: -EFAULT.
 pub const BAD_ADDRESS: u64 = -14i64 as u64;
-/// Answer to a request that cannot be: -EINVAL.
+/// Answer to the start of a vCPU that has been started: -EBUSY.
+pub const STARTED: u64 = -16i64 as u64;
+/// Answer to a request for a vCPU or line that does not exist, or with values no processor would take: -EINVAL.
 pub const INVALID: u64 = -22i64 as u64;
+
+/// What a vCPU begins with, at CPL 3 and with interrupts disabled. All else is as on the vCPU that starts it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StartBlock {
+    pub rip: u64,
+    pub rsp: u64,
+    pub rdi: u64,
+    pub cr3: u64,
+    pub gs_base: u64,
+    pub gdt_base: u64,
+    pub gdt_limit: u64,
+    pub idt_base: u64,
+    pub idt_limit: u64,
+    pub tss_base: u64,
+    pub tss_limit: u64,
+    /// Address of its shared page.
+    pub shared: u64,
+    /// Start and end of the code in which no interrupt may be injected into it.
+    pub uninterruptible: [u64; 2],
+}
+
+impl StartBlock {
+    /// Number of integers.
+    pub const FIELDS: usize = 14;
+
+    /// From the order in memory.
+    pub fn from_values(values: [u64; Self::FIELDS]) -> Self {
+        let [rip, rsp, rdi, cr3, gs_base, gdt_base, gdt_limit, idt_base, idt_limit, ..] = values;
+        let [.., tss_base, tss_limit, shared, start, end] = values;
+        Self {
+            rip,
+            rsp,
+            rdi,
+            cr3,
+            gs_base,
+            gdt_base,
+            gdt_limit,
+            idt_base,
+            idt_limit,
+            tss_base,
+            tss_limit,
+            shared,
+            uninterruptible: [start, end],
+        }
+    }
+}
 
 /// Fields of the shared page, by their offset in bytes.
 pub mod field {
@@ -48,7 +104,7 @@ pub mod field {
     pub const CR2: u64 = 16;
     /// Virtual CR3.
     pub const CR3: u64 = 24;
-    /// Lines with an edge that the guest has not taken: bit n is line n. Changed by atomic instructions only.
+    /// Lines of this vCPU with an edge that the guest has not taken: bit n is line n. Changed by atomic instructions only.
     pub const PENDING: u64 = 32;
     /// Lines that may interrupt.
     pub const ENABLED: u64 = 40;
@@ -66,6 +122,14 @@ pub mod field {
     pub const IRQ_VECTOR: u64 = 88;
     /// What is there: bit n is console n.
     pub const FEATURES: u64 = 96;
+    /// The user's GS base while the kernel runs.
+    pub const USER_GS: u64 = 104;
+    /// The kernel's GS base, which it has whenever it runs; 0 before there are users.
+    pub const KERNEL_GS: u64 = 112;
+    /// Which vCPU this is.
+    pub const CPU: u64 = 120;
+    /// How many there are.
+    pub const CPUS: u64 = 128;
 }
 
 /// No clock event.

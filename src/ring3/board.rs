@@ -8,6 +8,7 @@ use vmm_sys_util::errno;
 
 use super::abi::{CONSOLE_LINE, CONSOLES};
 use super::controller::Controller;
+use super::processors::Processors;
 use crate::devices::serial::Serial;
 use crate::hypervisor::{InterruptLine, InterruptLines};
 
@@ -28,21 +29,21 @@ impl Console for Serial {
     }
 }
 
-/// Guest memory, interrupt lines, consoles.
+/// Guest memory, vCPUs with their interrupt lines, consoles.
 pub struct Board {
     memory: GuestMemoryMmap,
-    controller: Arc<Controller>,
-    /// Set before the vCPU runs: it is made while the devices are.
+    processors: Processors,
+    /// Set before a vCPU runs: the first is made while the devices are.
     consoles: OnceLock<[Option<Arc<dyn Console>>; CONSOLES]>,
     isolated: AtomicBool,
 }
 
 impl Board {
-    /// A board without consoles.
-    pub fn new(memory: GuestMemoryMmap) -> Arc<Self> {
+    /// A board without consoles for so many vCPUs.
+    pub fn new(memory: GuestMemoryMmap, vcpus: u8) -> Arc<Self> {
         Arc::new(Self {
             memory,
-            controller: Arc::default(),
+            processors: Processors::new(vcpus),
             consoles: OnceLock::new(),
             isolated: AtomicBool::new(false),
         })
@@ -58,7 +59,7 @@ impl Board {
     /// # Errors
     /// None for the consoles there are.
     pub fn console_line(&self, console: u32) -> Result<Box<dyn InterruptLine>, errno::Error> {
-        self.controller.line(CONSOLE_LINE.saturating_add(console))
+        self.controller().line(CONSOLE_LINE.saturating_add(console))
     }
 
     /// Guest memory.
@@ -66,9 +67,13 @@ impl Board {
         &self.memory
     }
 
-    /// The interrupt lines.
-    pub fn controller(&self) -> &Arc<Controller> {
-        &self.controller
+    /// The interrupt lines of devices, which are the first vCPU's.
+    pub fn controller(&self) -> Arc<Controller> {
+        self.processors.controller(0)
+    }
+
+    pub(super) fn processors(&self) -> &Processors {
+        &self.processors
     }
 
     /// Whether the kernel has given user code page tables of its own.
@@ -92,6 +97,6 @@ impl Board {
 
 impl InterruptLines for Board {
     fn line(&self, gsi: u32) -> Result<Box<dyn InterruptLine>, errno::Error> {
-        self.controller.line(gsi)
+        self.controller().line(gsi)
     }
 }

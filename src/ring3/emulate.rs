@@ -29,7 +29,7 @@ const DESCRIPTOR_TSS: [u64; 2] = [0x9, 0xb];
 
 const MSR_EFER: u32 = 0xc000_0080;
 const MSR_GS_BASE: u32 = 0xc000_0101;
-/// What SWAPGS, which does nothing here, would exchange for the former.
+/// What SWAPGS would exchange for the former: here a field of the shared page.
 const MSR_KERNEL_GS_BASE: u32 = 0xc000_0102;
 
 /// Whether the kernel may write this register of the real vCPU. Not where that would change what Tandem itself relies
@@ -101,7 +101,7 @@ impl<V: SyncedVcpu> Context<'_, V> {
             Instruction::Sti => self.shared.enable_interrupts(true),
             Instruction::Hlt => return Ok(Done::Halt),
             Instruction::Xsetbv => self.set_xcr()?,
-            // No breakpoints, no caches, no SMAP; and what SWAPGS would exchange is not used by kernel code.
+            // No breakpoints, no caches, no SMAP; and the kernel has its own GS base wherever it would use SWAPGS.
             Instruction::WriteDebug { .. }
             | Instruction::Wbinvd
             | Instruction::Invd
@@ -274,16 +274,12 @@ impl<V: SyncedVcpu> Context<'_, V> {
         rdx << 32 | rax & 0xffff_ffff
     }
 
-    fn msr_index(&self) -> u32 {
-        match self.registers.regs.rcx as u32 {
-            MSR_KERNEL_GS_BASE => MSR_GS_BASE,
-            index => index,
-        }
-    }
-
     fn read_msr(&mut self) -> Result<(), Event> {
-        let index = self.msr_index();
-        let value = if index == MSR_EFER { Some(self.state.efer) } else { self.vcpu.msr(index) };
+        let value = match self.registers.regs.rcx as u32 {
+            MSR_EFER => Some(self.state.efer),
+            MSR_KERNEL_GS_BASE => Some(self.shared.get(field::USER_GS)),
+            index => self.vcpu.msr(index),
+        };
         let value = value.ok_or(Event::GENERAL_PROTECTION)?;
         (self.registers.regs.rax, self.registers.regs.rdx) = (value & 0xffff_ffff, value >> 32);
         self.vcpu.change_regs(&self.registers.regs);
@@ -291,16 +287,27 @@ impl<V: SyncedVcpu> Context<'_, V> {
     }
 
     fn write_msr(&mut self) -> Result<(), Event> {
-        let (index, value) = (self.msr_index(), self.edx_eax());
-        if index == MSR_EFER {
-            self.state.efer = value;
-            return Ok(());
-        }
-        if may_write(index) && self.vcpu.set_msr(index, value) {
-            Ok(())
-        } else {
-            Err(Event::GENERAL_PROTECTION)
-        }
+        let (index, value) = (self.registers.regs.rcx as u32, self.edx_eax());
+        let written = match index {
+            MSR_EFER => {
+                self.state.efer = value;
+                true
+            }
+            MSR_GS_BASE => {
+                let set = self.vcpu.set_gs_base(value);
+                if set {
+                    self.registers.sregs.gs.base = value;
+                }
+                set
+            }
+            MSR_KERNEL_GS_BASE if self.space.is_canonical(value) => {
+                self.shared.set(field::USER_GS, value);
+                true
+            }
+            MSR_KERNEL_GS_BASE => false,
+            _ => may_write(index) && self.vcpu.set_msr(index, value),
+        };
+        if written { Ok(()) } else { Err(Event::GENERAL_PROTECTION) }
     }
 
     fn set_xcr(&mut self) -> Result<(), Event> {

@@ -6,8 +6,8 @@
 //! the rest by port writes of the kernel's own ([`abi`]). Kernel and user code are told apart by the page tables they have,
 //! or by the sign of RIP while those are the same.
 //!
-//! [`Ring3Vcpu`] is a vCPU like any other: the run loop does not know. Interrupts come from the [`Controller`] of its
-//! [`Board`], consoles are serial ports of the machine. Frames, stacks, tables and buffers are the guest's, who is
+//! [`Ring3Vcpu`] is a vCPU like any other: the run loop does not know. Interrupts come from the vCPU's [`Controller`] on the
+//! [`Board`], consoles are serial ports of the machine. The first vCPU starts the others, whose threads wait until then. Frames, stacks, tables and buffers are the guest's, who is
 //! hostile: all of them are read through bounded walks of its page tables, and what cannot be delivered becomes a
 //! double fault, then a triple fault.
 
@@ -22,15 +22,17 @@ mod emulate;
 mod fixture;
 mod inject;
 mod monitor;
+mod processors;
 mod requests;
 mod shared;
 mod space;
+mod start;
 mod state;
 mod vcpu;
 
 pub use board::{Board, Console};
 pub use controller::Controller;
-pub use state::{State, Table};
+pub use state::{Activity, State, Table};
 pub use vcpu::Ring3Vcpu;
 
 /// RFLAGS.IF (Intel SDM vol. 1, 3.4.3).

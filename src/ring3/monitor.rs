@@ -1,16 +1,16 @@
 //! The monitor: exceptions out of the stubs, interrupts into the kernel. Knows neither clock nor threads.
 
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vm_memory::GuestMemoryMmap;
 
 use super::abi::field;
 use super::decode::{self, Instruction, MAX_LEN};
 use super::emulate::{Context, Done};
 use super::inject::{self, Event, Frame, TripleFault, gate, vector};
 use super::shared::SharedPage;
-use super::space::{Access, Space};
-use super::state::State;
+use super::space::Space;
+use super::start::shared_page;
+use super::state::{Activity, State};
 use super::{KERNEL_CODE, KERNEL_DATA, USER_CODE_32, USER_CODE_64, USER_DATA};
-use crate::arch::x86_64::layout::PAGE_SIZE;
 use crate::hypervisor::{Registers, SyncedVcpu};
 
 /// The error code of a page fault has this bit if user code was at work; all code looks like that to the processor.
@@ -73,15 +73,11 @@ pub fn hello(state: &mut State, memory: &GuestMemoryMmap, registers: &Registers)
         return Err(format!("the guest speaks version {theirs} of the ring3 interface, Tandem {ours}"));
     }
     let space = Space::new(memory, sregs);
-    let page = space.translate(regs.rdi, Access::Write);
-    let in_memory = |page: &GuestAddress| {
-        page.0.is_multiple_of(PAGE_SIZE) && memory.check_range(*page, PAGE_SIZE as usize)
-    };
-    let Some(page) = page.filter(in_memory) else {
+    let Some(page) = shared_page(memory, &space, regs.rdi) else {
         return Err(format!("the guest's shared page, at {:#x}, is not in its memory", regs.rdi));
     };
     *state = State {
-        shared: Some(page.0),
+        shared: Some(page),
         uninterruptible: regs.rdx..regs.rcx,
         gdt: super::Table { base: regs.rsi, limit: u16::MAX },
         cr0: sregs.cr0,
@@ -124,7 +120,7 @@ pub fn exception<V: SyncedVcpu>(
         .map_err(|TripleFault| Dead::at(&registers, &before, &shared))?;
     // The way back may as well lead through an interrupt.
     let mut handled = Handled::default();
-    if processor.shared.is_ready() && !processor.state.halted {
+    if processor.shared.is_ready() && processor.state.activity == Activity::Running {
         match processor.interrupt(&mut frame) {
             Ok(()) => handled.interrupted = true,
             Err(Refused::Obstacle(obstacle)) => handled.obstacle = Some(obstacle),
@@ -189,6 +185,10 @@ pub fn make_return<V: SyncedVcpu>(vcpu: &mut V, state: &State, memory: &GuestMem
     let rflags = Frame::hardware_flags(frame.rflags & RFLAGS_USER);
     Frame { rflags, ..frame }.store(&mut registers.regs);
     vcpu.change_regs(&registers.regs);
+    if to_user && shared.get(field::KERNEL_GS) != 0 {
+        // A base that the processor would not take stays what it is.
+        vcpu.set_gs_base(shared.get(field::USER_GS));
+    }
     shared.set(field::WANTED, 0);
 }
 
@@ -252,14 +252,20 @@ impl<V: SyncedVcpu> Processor<'_, V> {
         self.deliver(frame, event)
     }
 
-    /// Delivers an event, and loads the kernel's page tables for its handler.
+    /// Delivers an event, and loads the kernel's page tables and GS base for its handler.
     fn deliver(&mut self, frame: &mut Frame, event: Event) -> Result<(), TripleFault> {
-        let cr3 = self.registers.sregs.cr3;
+        let (cr3, base) = (self.registers.sregs.cr3, self.registers.sregs.gs.base);
         let from_kernel = self.state.is_kernel_frame(cr3, frame);
         inject::deliver(self.state, &self.space, &self.shared, frame, event, from_kernel)?;
         self.registers.sregs.cr3 = cr3 & !self.state.isolation;
         if self.registers.sregs.cr3 != cr3 {
             self.vcpu.change_sregs(&self.registers.sregs).map_err(|_| TripleFault)?;
+        }
+        let kernel = self.shared.get(field::KERNEL_GS);
+        // The kernel has the user's already when its return to user code fails.
+        if kernel != 0 && !(from_kernel && base == kernel) && self.vcpu.set_gs_base(kernel) {
+            self.shared.set(field::USER_GS, base);
+            self.registers.sregs.gs.base = kernel;
         }
         Ok(())
     }
@@ -285,7 +291,9 @@ impl<V: SyncedVcpu> Processor<'_, V> {
         self.state.shadow = enables.then_some((next, SHADOW_TRIES));
         Some(done.map(|done| {
             frame.rip = next;
-            self.state.halted |= done == Done::Halt;
+            if done == Done::Halt {
+                self.state.activity = Activity::Halted;
+            }
         }))
     }
 

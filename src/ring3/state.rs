@@ -19,6 +19,19 @@ pub struct Table {
     pub limit: u16,
 }
 
+/// What a vCPU is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activity {
+    /// It has not been started.
+    Waiting,
+    /// It executes instructions.
+    Running,
+    /// It waits for an interrupt.
+    Halted,
+    /// It waits for one with interrupts disabled, for good.
+    Dead,
+}
+
 /// The processor that a ring3 kernel believes to run on, as far as it is not the real one. The interrupt flag, CR2, CR3
 /// and the clock event are in the shared page.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,8 +57,8 @@ pub struct State {
     pub efer: u64,
     /// Debug status register.
     pub dr6: u64,
-    /// The vCPU waits for an interrupt.
-    pub halted: bool,
+    /// What the vCPU is doing.
+    pub activity: Activity,
     /// Lines with an edge that the kernel has not been shown yet.
     pub raised: u64,
     /// The instruction behind the STI executed last, before which no interrupt comes, and how often that may still keep
@@ -74,6 +87,13 @@ impl State {
     }
 }
 
+impl State {
+    /// That of a vCPU which another one will start.
+    pub fn waiting() -> Self {
+        Self { activity: Activity::Waiting, ..Self::default() }
+    }
+}
+
 impl Default for State {
     fn default() -> Self {
         Self {
@@ -88,7 +108,7 @@ impl Default for State {
             cr4: 0,
             efer: 0,
             dr6: DR6_RESET,
-            halted: false,
+            activity: Activity::Running,
             raised: 0,
             shadow: None,
             isolation: 0,

@@ -1,5 +1,7 @@
 //! A ring3 vCPU: one like any other to the run loop.
 
+mod ports;
+
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -10,25 +12,23 @@ use super::board::Board;
 use super::clock::{Clock, Tsc};
 use super::controller::Controller;
 use super::monitor::{self, Dead, Handled, Obstacle};
-use super::requests;
 use super::shared::SharedPage;
-use super::state::State;
-use crate::hypervisor::{
-    Cause, Exit, Interrupter, PortData, Registers, Result, RunState, SyncedVcpu, Vcpu, signal,
-};
-use crate::milestone::probe;
+use super::state::{Activity, State};
+use crate::hypervisor::{Exit, Interrupter, Registers, Result, RunState, SyncedVcpu, Vcpu, signal};
 
 /// How soon to try again to inject an interrupt that came at the wrong moment, which lasts for a few instructions.
 const RETRY_SOON: Duration = Duration::from_micros(100);
 /// How soon if the kernel has interrupts disabled: it tells when it enables them, in all but a few places.
 const RETRY_LATER: Duration = Duration::from_millis(1);
 /// How many requests there are.
-const REQUESTS: usize = (abi::ISOLATED - abi::HELLO + 1) as usize;
+const REQUESTS: usize = (abi::SEND - abi::HELLO + 1) as usize;
 
 /// A vCPU whose kernel runs at CPL 3. What it asks of the monitor is done inside of [`Vcpu::run`].
 pub struct Ring3Vcpu<V> {
     vcpu: V,
+    index: u8,
     board: Arc<Board>,
+    controller: Arc<Controller>,
     interrupter: Arc<dyn Interrupter>,
     state: State,
     /// Made by the thread that runs the vCPU.
@@ -88,14 +88,17 @@ impl Interrupter for Waker {
 }
 
 impl<V: SyncedVcpu> Ring3Vcpu<V> {
-    /// A vCPU as `state` left it.
-    pub fn new(mut vcpu: V, state: State, board: Arc<Board>) -> Self {
+    /// The vCPU with this index, as `state` left it.
+    pub fn new(mut vcpu: V, index: u8, state: State, board: Arc<Board>) -> Self {
         vcpu.sync_registers();
-        let interrupter =
-            Arc::new(Waker { inner: vcpu.interrupter(), controller: board.controller().clone() });
+        board.processors().join(index, state.activity);
+        let controller = board.processors().controller(index);
+        let interrupter = Arc::new(Waker { inner: vcpu.interrupter(), controller: controller.clone() });
         Self {
             vcpu,
+            index,
             board,
+            controller,
             interrupter,
             state,
             clock: None,
@@ -117,7 +120,7 @@ impl<V: SyncedVcpu> Ring3Vcpu<V> {
     fn clock(&mut self) -> Result<&mut Clock> {
         if self.clock.is_none() {
             // Not the waker, which would ring the bell once more.
-            self.board.controller().attach(self.vcpu.interrupter());
+            self.controller.attach(self.vcpu.interrupter());
         }
         Ok(match &mut self.clock {
             Some(clock) => clock,
@@ -129,22 +132,29 @@ impl<V: SyncedVcpu> Ring3Vcpu<V> {
     fn prepare(&mut self) -> Result<Option<Exit<'static>>> {
         let board = self.board.clone();
         self.clock()?;
+        match self.state.activity {
+            Activity::Waiting => {
+                if let Some(exit) = self.begin()? {
+                    return Ok(Some(exit));
+                }
+            }
+            Activity::Dead => return Ok(Some(self.sleep(None))),
+            Activity::Running | Activity::Halted => {}
+        }
         let (Some(address), Some(clock)) = (self.state.shared, &mut self.clock) else { return Ok(None) };
         let shared = SharedPage::new(board.memory(), address);
         clock.look_if_due(&shared);
-        let raised = board.controller().take() | std::mem::take(&mut self.state.raised);
+        let raised = self.controller.take() | std::mem::take(&mut self.state.raised);
         if raised != 0 {
             shared.raise(raised);
         }
-        if self.state.halted {
+        if self.state.activity == Activity::Halted {
             if !shared.is_ready() {
                 let time = clock.stop(&shared);
-                self.counts.sleeps += 1;
-                board.controller().sleep(time);
-                return Ok(Some(Exit::Interrupted));
+                return Ok(Some(self.sleep(time)));
             }
             // A stub that has executed HLT is still to be left.
-            (self.state.halted, self.settled) = (false, false);
+            (self.state.activity, self.settled) = (Activity::Running, false);
         }
         if std::mem::take(&mut self.completing) {
             if shared.is_ready() {
@@ -163,6 +173,44 @@ impl<V: SyncedVcpu> Ring3Vcpu<V> {
         Ok(None)
     }
 
+    /// Begins if another vCPU has started this one; waits for that otherwise.
+    fn begin(&mut self) -> Result<Option<Exit<'static>>> {
+        let Some(start) = self.board.processors().take_start(self.index) else {
+            return Ok(Some(self.sleep(None)));
+        };
+        if let Err(error) = self.vcpu.set_registers(&start.regs, &start.sregs) {
+            let reason = format!("the guest starts vCPU {} in a state that fails {}", self.index, error.call);
+            return Ok(Some(Exit::Other { reason }));
+        }
+        self.state = start.state;
+        self.introduce()?;
+        Ok(None)
+    }
+
+    /// Fills in what the shared page tells of Tandem.
+    fn introduce(&mut self) -> Result<()> {
+        let board = self.board.clone();
+        let shared = SharedPage::new(board.memory(), self.state.shared.unwrap_or_default());
+        let tsc = self.clock()?.tsc();
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        shared.set(field::WALL_NS, u64::try_from(wall.as_nanos()).unwrap_or(u64::MAX));
+        shared.set(field::WALL_TSC, tsc.now());
+        shared.set(field::TSC_KHZ, tsc.khz());
+        shared.set(field::FEATURES, board.features());
+        shared.set(field::CPU, self.index.into());
+        shared.set(field::CPUS, board.processors().count());
+        shared.set(field::WANTED, 0);
+        shared.set(field::DEADLINE, abi::NEVER);
+        self.clock()?.look(&shared);
+        Ok(())
+    }
+
+    fn sleep(&mut self, time: Option<Duration>) -> Exit<'static> {
+        self.counts.sleeps += 1;
+        self.controller.sleep(time);
+        Exit::Interrupted
+    }
+
     fn settle(&mut self, handled: Handled) {
         self.counts.interrupts += u64::from(handled.interrupted);
         if let Some(clock) = &mut self.clock {
@@ -176,173 +224,6 @@ impl<V: SyncedVcpu> Ring3Vcpu<V> {
     fn die(&mut self, Dead(registers): Dead) -> Exit<'static> {
         self.dead = Some(registers);
         Exit::Shutdown
-    }
-
-    fn dispatch(&mut self, cause: Cause) -> Result<Next> {
-        let (port, write) = match cause {
-            Cause::PortWrite(port) => (port, true),
-            Cause::PortRead(port) => (port, false),
-            Cause::Interrupted => {
-                self.counts.kicks += 1;
-                return Ok(Next::Pass);
-            }
-            Cause::Other => {
-                self.completing = true;
-                return Ok(Next::Pass);
-            }
-        };
-        let next = match self.state.shared {
-            None if port != abi::HELLO => Next::Pass,
-            shared => {
-                let registers = self.vcpu.synced();
-                let user = !self.state.is_kernel_code(registers.sregs.cr3, registers.regs.rip);
-                match (shared, registers.sregs.cs.dpl) {
-                    (_, 0) if write && port == abi::HELLO => self.hello(&registers)?,
-                    (Some(shared), 0) if write && port < abi::VECTORS => self.exception(shared, port as u8),
-                    (Some(_), 3) if user && (probe::PORT..probe::PORT + probe::PORT_LEN).contains(&port) => {
-                        Next::Pass
-                    }
-                    (Some(shared), 3) if user => self.refuse(shared, &registers, write)?,
-                    (Some(shared), 3) if write => self.request(shared, port, registers),
-                    _ => Next::Pass,
-                }
-            }
-        };
-        if matches!(next, Next::Pass) {
-            self.counts.passed += 1;
-            self.completing = true;
-        }
-        Ok(next)
-    }
-
-    fn hello(&mut self, registers: &Registers) -> Result<Next> {
-        let board = self.board.clone();
-        if let Err(reason) = monitor::hello(&mut self.state, board.memory(), registers) {
-            return Ok(Next::Stop(Exit::Other { reason }));
-        }
-        let shared = SharedPage::new(board.memory(), self.state.shared.unwrap_or_default());
-        let tsc = self.clock()?.tsc();
-        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        shared.set(field::WALL_NS, u64::try_from(wall.as_nanos()).unwrap_or(u64::MAX));
-        shared.set(field::WALL_TSC, tsc.now());
-        shared.set(field::TSC_KHZ, tsc.khz());
-        shared.set(field::FEATURES, board.features());
-        shared.set(field::WANTED, 0);
-        shared.set(field::DEADLINE, abi::NEVER);
-        self.clock()?.look(&shared);
-        Ok(Next::Enter)
-    }
-
-    fn exception(&mut self, shared: u64, number: u8) -> Next {
-        if let Some(count) = self.counts.exceptions.get_mut(usize::from(number)) {
-            *count += 1;
-        }
-        let board = self.board.clone();
-        let shared = SharedPage::new(board.memory(), shared);
-        match monitor::exception(&mut self.vcpu, &mut self.state, board.memory(), shared, number) {
-            Ok(handled) => {
-                self.settle(handled);
-                // The registers are the stub's: there is nothing to inject into.
-                self.settled = true;
-                self.halt(&shared)
-            }
-            Err(dead) => Next::Stop(self.die(dead)),
-        }
-    }
-
-    /// After a HLT instruction: with interrupts disabled nothing ends it.
-    fn halt(&self, shared: &SharedPage) -> Next {
-        if self.state.halted && !shared.interrupts_enabled() { Next::Stop(Exit::Halt) } else { Next::Enter }
-    }
-
-    fn request(&mut self, shared: u64, port: u16, registers: Registers) -> Next {
-        let board = self.board.clone();
-        let shared = SharedPage::new(board.memory(), shared);
-        let index = usize::from(port.wrapping_sub(abi::HELLO));
-        if let Some(count) = self.counts.requests.get_mut(index) {
-            *count += 1;
-        }
-        match port {
-            abi::WINDOW => Next::Enter,
-            abi::RETURN => {
-                monitor::make_return(&mut self.vcpu, &self.state, board.memory(), shared);
-                Next::Enter
-            }
-            abi::SAFE_HALT | abi::HALT => {
-                if port == abi::SAFE_HALT {
-                    shared.enable_interrupts(true);
-                }
-                self.state.halted = true;
-                self.halt(&shared)
-            }
-            abi::TIMER => {
-                if let Some(clock) = &mut self.clock {
-                    clock.look(&shared);
-                }
-                Next::Enter
-            }
-            abi::CONSOLE_WRITE | abi::CONSOLE_READ => {
-                let space = self.state.space(board.memory(), &registers.sregs);
-                let console = board.console(registers.regs.rdi);
-                let transfer = if port == abi::CONSOLE_WRITE { requests::write } else { requests::read };
-                let kvm_regs { rsi, rdx, .. } = registers.regs;
-                let rax = transfer(console, &space, &mut self.buffer, rsi, rdx);
-                self.vcpu.change_regs(&kvm_regs { rax, ..registers.regs });
-                Next::Enter
-            }
-            abi::ISOLATED => {
-                let rax = self.isolate(&registers);
-                self.vcpu.change_regs(&kvm_regs { rax, ..registers.regs });
-                Next::Enter
-            }
-            _ => Next::Pass,
-        }
-    }
-
-    /// User code has page tables of its own from now on, if the kernel says so and has not got them itself. Returns what it
-    /// finds in RAX.
-    fn isolate(&mut self, registers: &Registers) -> u64 {
-        if registers.regs.rdi != abi::CR3_USER || registers.sregs.cr3 & abi::CR3_USER != 0 {
-            return abi::INVALID;
-        }
-        self.state.isolation = abi::CR3_USER;
-        self.board.note_isolation();
-        0
-    }
-
-    /// User code has used a port that is not for it: a general-protection fault, as the processor would raise if the
-    /// task-state segment had not opened all ports to the kernel.
-    fn refuse(&mut self, shared: u64, registers: &Registers, write: bool) -> Result<Next> {
-        self.counts.refused += 1;
-        let board = self.board.clone();
-        let space = self.state.space(board.memory(), &registers.sregs);
-        let port = registers.regs.rdx as u16;
-        if let Exit::Port { data: PortData::In(data), .. } = self.vcpu.exit() {
-            data.fill(0xff);
-        }
-        let at = if write {
-            requests::start_of_write(&space, registers.regs.rip, port)
-        } else {
-            requests::start_of_read(&space, registers.regs.rip)
-        };
-        // Parts of a string instruction have been executed: what it reads is all ones, what it writes goes nowhere.
-        let Some(rip) = at else {
-            self.completing = true;
-            return Ok(Next::Enter);
-        };
-        if !write {
-            // The read has to end before anything else can be done; what it changes is then undone.
-            self.interrupter.request();
-            if self.vcpu.enter()? != Cause::Interrupted {
-                return Ok(Next::Stop(Exit::Other { reason: "a port read that does not end".into() }));
-            }
-            self.vcpu.change_regs(&registers.regs);
-        }
-        let shared = SharedPage::new(board.memory(), shared);
-        Ok(match monitor::protection_fault(&mut self.vcpu, &mut self.state, board.memory(), shared, rip) {
-            Ok(()) => Next::Enter,
-            Err(dead) => Next::Stop(self.die(dead)),
-        })
     }
 }
 
@@ -390,8 +271,12 @@ impl<V: SyncedVcpu> Vcpu for Ring3Vcpu<V> {
     }
 
     fn run_state(&self) -> Result<RunState> {
-        // One that has halted for good says so by itself.
-        Ok(if self.state.halted { RunState::Idle } else { RunState::Running })
+        Ok(match self.state.activity {
+            Activity::Waiting if !self.board.processors().is_posted(self.index) => RunState::Waiting,
+            Activity::Dead => RunState::Waiting,
+            Activity::Halted => RunState::Idle,
+            Activity::Waiting | Activity::Running => RunState::Running,
+        })
     }
 
     fn translate(&self, virtual_addr: u64) -> Option<u64> {
@@ -406,7 +291,17 @@ impl<V: SyncedVcpu> Vcpu for Ring3Vcpu<V> {
 impl<V> Drop for Ring3Vcpu<V> {
     fn drop(&mut self) {
         let Counts { exceptions, requests, interrupts, kicks, sleeps, passed, refused } = &self.counts;
-        tracing::debug!(?exceptions, ?requests, interrupts, kicks, sleeps, passed, refused, "ring3 vCPU");
+        tracing::debug!(
+            ?exceptions,
+            ?requests,
+            interrupts,
+            kicks,
+            sleeps,
+            passed,
+            refused,
+            index = self.index,
+            "ring3 vCPU"
+        );
     }
 }
 

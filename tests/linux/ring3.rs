@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::common::{Run, has_kvm, run, skip, tandem, wait};
 
-const LIMIT: Duration = Duration::from_secs(30);
+pub const LIMIT: Duration = Duration::from_secs(30);
 
 /// Whether the guest can be booted here; if not, the test is skipped.
 pub fn is_here(test: &str) -> bool {
@@ -38,7 +38,7 @@ pub fn command() -> std::process::Command {
     command
 }
 
-fn boot(test: &str, args: &[&str], input: &[u8]) -> Option<Run> {
+pub fn boot(test: &str, args: &[&str], input: &[u8]) -> Option<Run> {
     is_here(test).then(|| run(command().args(args), input, LIMIT))
 }
 
@@ -230,7 +230,7 @@ fn kernel_places() -> Vec<String> {
         ("stack", "init_stack"),
         ("area", "ring3_area"),
         ("area-data", "ring3_idt"),
-        ("shared", "ring3_shared"),
+        ("shared", "init_per_cpu__ring3_shared"),
         ("system-call", "entry_SYSCALL_64"),
         ("return", "ring3_return_to_user"),
         ("leave", "ring3_leave"),
@@ -272,8 +272,7 @@ fn ring3_what_cannot_work_is_refused() {
     let kernel = directory().expect("it is here").join("vmlinux");
     let kernel = kernel.to_str().expect("a path");
     for (args, word) in [
-        (&["run", "--guest", "ring3", "--cpus", "2"][..], "one vCPU"),
-        (&["run", "--kernel", kernel], "--guest ring3"),
+        (&["run", "--kernel", kernel][..], "--guest ring3"),
         (&["run", "--guest", "standard", "--kernel", kernel], "--guest ring3"),
         (&["run", "--guest", "standard", "--ring3-isolation", "off"], "--ring3-isolation"),
     ] {

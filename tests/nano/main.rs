@@ -8,6 +8,7 @@ mod guests;
 mod harness;
 mod ring3;
 mod ring3_guests;
+mod ring3_several;
 
 use asm::{Asm, Width};
 use harness::{Machine, Run};
@@ -86,13 +87,14 @@ nano! {
 
 /// Guests of the ring3 kind, which run where KVM is software.
 macro_rules! ring3 {
-    ($($name:ident: $guest:expr => $code:expr, $stdout:expr, $words:expr;)*) => {$(
+    ($($name:ident: $guest:expr $(, $options:expr)? => $code:expr, $stdout:expr, $words:expr;)*) => {$(
         #[test]
         fn $name() {
             if !Path::new("/sys/module/kvm_pvm").exists() {
                 return harness::skip(stringify!($name), "ring3 guests are for hosts whose KVM is software");
             }
-            if let Some(run) = run(stringify!($name), $guest, &["--guest", "ring3"]) {
+            let options: &[&[&str]] = &[&["--guest", "ring3"], $(&$options)?];
+            if let Some(run) = run(stringify!($name), $guest, &options.concat()) {
                 run.assert($code, $stdout, &$words[..]);
             }
         }
@@ -118,6 +120,14 @@ ring3! {
     ring3_no_gate: ring3_guests::no_gate() => TRIPLE_FAULT, "x", ["triple fault", "CPL 3", "bytes 0f 0b"];
     ring3_lost_stack: ring3_guests::lost_stack() => TRIPLE_FAULT, "x", ["triple fault", "bytes 0f 0b"];
     ring3_double_fault: ring3_guests::double_fault() => POWERED_OFF, "ok\n", [];
+    ring3_gs_base: ring3_several::gs_base() => POWERED_OFF, "ok\n", [];
+    ring3_second_vcpu: ring3_several::second_vcpu(), ["--cpus", "2"] => POWERED_OFF, "ok\n", [];
+    ring3_refused_starts: ring3_several::refused_starts(), ["--cpus", "2"] => POWERED_OFF, "ok\n", [];
+    ring3_second_vcpu_dies: ring3_several::second_vcpu_dies(), ["--cpus", "3"] => TRIPLE_FAULT, "", ["vCPU 1", "bytes 0f 0b"];
+    ring3_all_vcpus_halt: ring3_several::all_halt(), ["--cpus", "2"] => HALTED, "x", ["all vCPUs have halted"];
+    ring3_moved_page: ring3_several::moved_page() => POWERED_OFF, "ok\n", [];
+    ring3_storm_of_messages: ring3_several::storm(), ["--cpus", "2"] => POWERED_OFF, "ok\n", [];
+    ring3_waiting_vcpus_stop: ring3_several::never_started(), ["--cpus", "8", "--timeout", "0.2s"] => TIMED_OUT, "x", ["200ms"];
     ring3_lost_monitor_stack: ring3_guests::lost_monitor_stack() => TRIPLE_FAULT, "x", ["triple fault"];
 }
 

@@ -31,12 +31,23 @@ const HANDLERS: u64 = LOAD_ADDRESS + 0x1_0000;
 const HANDLER_LEN: u64 = 0x1000;
 const USER: u64 = LOAD_ADDRESS + 0x3_0000;
 const KERNEL: u64 = LOAD_ADDRESS + 0x4_0000;
+/// Of a second vCPU: its monitor's task-state segment and stack, its shared page, its code and the end of its stack.
+const SECOND_TSS: u64 = LOAD_ADDRESS + 0x5_0000;
+const SECOND_MONITOR_STACK: u64 = LOAD_ADDRESS + 0x5_4000;
+pub const SECOND_SHARED: u64 = LOAD_ADDRESS + 0x5_5000;
+/// What it starts with.
+pub const START_BLOCK: u64 = LOAD_ADDRESS + 0x5_6000;
+const SECOND: u64 = LOAD_ADDRESS + 0x5_8000;
 const END: u64 = LOAD_ADDRESS + 0x6_0000;
+const SECOND_STACK: u64 = LOAD_ADDRESS + 0x13_0000;
+/// Bytes of a task-state segment with its port bitmap, but for the byte of ones at its end.
+const TSS_LEN: u64 = 104 + 8192;
 
 /// Selector of the kernel's task-state segment.
 pub const TSS_SELECTOR: u16 = 0x40;
-/// The one interrupt vector.
+/// The one interrupt vector, and that of the second vCPU.
 pub const INTERRUPT: u8 = 0x30;
+pub const SECOND_INTERRUPT: u8 = 0x31;
 
 /// Requests; see `tandem::ring3::abi`.
 pub use tandem::ring3::abi::{self, field};
@@ -55,7 +66,7 @@ impl Ring3 {
         guest.monitor();
         guest.kernel_tables();
         guest.put(KERNEL, code.code());
-        guest.shared_page();
+        guest.shared_page(SHARED, INTERRUPT);
         guest.with_version(abi::VERSION)
     }
 
@@ -89,6 +100,42 @@ impl Ring3 {
         self
     }
 
+    /// A second vCPU, which executes `code` when it is started with [`START_BLOCK`], in which `change` is made first.
+    pub fn second(mut self, code: Asm, change: impl FnOnce(&mut abi::StartBlock)) -> Self {
+        self.put(SECOND, code.code());
+        self.shared_page(SECOND_SHARED, SECOND_INTERRUPT);
+        self.monitor_tss(SECOND_TSS, SECOND_MONITOR_STACK);
+        let mut block = abi::StartBlock {
+            rip: HIGH + SECOND,
+            rsp: HIGH + SECOND_STACK,
+            rdi: 0x1234_5678,
+            cr3: PAGE_TABLES,
+            gs_base: 0x8765_4321,
+            gdt_base: HIGH + MONITOR_TABLES,
+            gdt_limit: 79,
+            idt_base: HIGH + MONITOR_TABLES + 0x200,
+            idt_limit: 511,
+            tss_base: HIGH + SECOND_TSS,
+            tss_limit: TSS_LEN,
+            shared: HIGH + SECOND_SHARED,
+            uninterruptible: [HIGH, HIGH],
+        };
+        change(&mut block);
+        let abi::StartBlock { rip, rsp, rdi, cr3, gs_base, shared, uninterruptible: [start, end], .. } =
+            block;
+        let [gdt, idt, tss] = [
+            [block.gdt_base, block.gdt_limit],
+            [block.idt_base, block.idt_limit],
+            [block.tss_base, block.tss_limit],
+        ];
+        self.quads(
+            START_BLOCK,
+            &[rip, rsp, rdi, cr3, gs_base, gdt[0], gdt[1], idt[0], idt[1], tss[0], tss[1]],
+        );
+        self.quads(START_BLOCK + 88, &[shared, start, end]);
+        self
+    }
+
     /// The guest, to be started like any other.
     pub fn into_guest(self) -> Asm {
         Asm::new().bytes(&self.image)
@@ -117,7 +164,6 @@ impl Ring3 {
 
     /// GDT, IDT, task-state segment and stubs at CPL 0.
     fn monitor(&mut self) {
-        const TSS_LEN: u64 = 104 + 8192;
         let tss = HIGH + MONITOR_TSS;
         let gdt = [
             0,
@@ -143,20 +189,24 @@ impl Ring3 {
             self.put(stub, &code);
             self.gate_at(MONITOR_TABLES + 0x200 + vector * 16, HIGH + stub, 1, 3);
         }
-        let stack = (HIGH + MONITOR_STACK).to_le_bytes();
-        self.put(MONITOR_TSS + 4, &stack); // RSP0
-        self.put(MONITOR_TSS + 36, &stack); // IST1
-        self.put(MONITOR_TSS + 102, &104u16.to_le_bytes()); // all ports are open
-        self.put(MONITOR_TSS + TSS_LEN, &[0xff]);
+        self.monitor_tss(MONITOR_TSS, MONITOR_STACK);
         self.table(DATA, MONITOR_TABLES, 79);
         self.table(DATA + 16, MONITOR_TABLES + 0x200, 511);
     }
 
-    /// What the kernel sets before it says hello: all lines may interrupt.
-    fn shared_page(&mut self) {
-        self.quads(SHARED + field::IRQ_VECTOR, &[INTERRUPT.into()]);
-        self.quads(SHARED + field::ENABLED, &[u64::MAX]);
-        self.quads(SHARED + field::DEADLINE, &[abi::NEVER]);
+    fn monitor_tss(&mut self, tss: u64, stack: u64) {
+        let stack = (HIGH + stack).to_le_bytes();
+        self.put(tss + 4, &stack); // RSP0
+        self.put(tss + 36, &stack); // IST1
+        self.put(tss + 102, &104u16.to_le_bytes()); // all ports are open
+        self.put(tss + TSS_LEN, &[0xff]);
+    }
+
+    /// What the kernel sets before Tandem knows of the page: all lines may interrupt.
+    fn shared_page(&mut self, page: u64, vector: u8) {
+        self.quads(page + field::IRQ_VECTOR, &[vector.into()]);
+        self.quads(page + field::ENABLED, &[u64::MAX]);
+        self.quads(page + field::DEADLINE, &[abi::NEVER]);
     }
 
     fn kernel_tables(&mut self) {
@@ -222,11 +272,14 @@ pub fn request(asm: Asm, port: u16) -> Asm {
     asm.bytes(&[0xe6, port as u8])
 }
 
+/// Loads the kernel's IDT.
+pub fn load_idt(asm: Asm) -> Asm {
+    set(asm, 3, HIGH + DATA).bytes(&[0x0f, 0x01, 0x5b, 0x20]) // lidt [rbx + 32]
+}
+
 /// Loads the kernel's IDT and task register; the emulator is at work already.
 pub fn load_tables(asm: Asm) -> Asm {
-    set(asm, 3, HIGH + DATA)
-        .bytes(&[0x0f, 0x01, 0x5b, 0x20]) // lidt [rbx + 32]
-        .bytes(&[0x66, 0xb8, TSS_SELECTOR as u8, 0x00, 0x0f, 0x00, 0xd8]) // mov ax, TSS_SELECTOR; ltr ax
+    load_idt(asm).bytes(&[0x66, 0xb8, TSS_SELECTOR as u8, 0x00, 0x0f, 0x00, 0xd8]) // mov ax, TSS_SELECTOR; ltr ax
 }
 
 /// Goes to the user's code.

@@ -8,26 +8,26 @@ use super::ring3::{
 };
 use tandem::milestone::probe;
 
-const INVALID_OPCODE: u8 = 6;
+pub const INVALID_OPCODE: u8 = 6;
 const DOUBLE_FAULT: u8 = 8;
 const GENERAL_PROTECTION: u8 = 13;
 const PAGE_FAULT: u8 = 14;
-const UD2: [u8; 2] = [0x0f, 0x0b];
+pub const UD2: [u8; 2] = [0x0f, 0x0b];
 /// An address that is not mapped.
-const UNMAPPED: u32 = 0x4000_0000;
+pub const UNMAPPED: u32 = 0x4000_0000;
 /// One that would be the kernel's.
 const UNMAPPED_HIGH: u64 = 0xffff_ffff_c000_1000;
 
-fn kernel() -> Asm {
+pub fn kernel() -> Asm {
     load_tables(Asm::new())
 }
 
-fn ok() -> Asm {
+pub fn ok() -> Asm {
     Asm::new().print("ok\n").power_off()
 }
 
 /// In a handler: skips `len` bytes of the kernel's code and goes on there. The error code has been popped.
-fn resume(asm: Asm, len: u8) -> Asm {
+pub fn resume(asm: Asm, len: u8) -> Asm {
     asm.bytes(&[0x48, 0x83, 0x04, 0x24, len]) // add qword [rsp], len
         .bytes(&[0x48, 0xc7, 0x44, 0x24, 0x08, 0x33, 0, 0, 0]) // mov qword [rsp + 8], 0x33
         .bytes(&[0x48, 0xc7, 0x44, 0x24, 0x20, 0x2b, 0, 0, 0]) // mov qword [rsp + 32], 0x2b
@@ -45,7 +45,7 @@ fn pop_error(asm: Asm) -> Asm {
 }
 
 /// `and eax, mask`
-fn mask(asm: Asm, mask: u32) -> Asm {
+pub fn mask(asm: Asm, mask: u32) -> Asm {
     asm.bytes(&[0x25]).bytes(&mask.to_le_bytes())
 }
 
@@ -98,8 +98,9 @@ fn msrs(asm: Asm) -> Asm {
     const KERNEL_GS_BASE: u32 = 0xc000_0102;
     const EFER: u32 = 0xc000_0080;
     let (read, write) = (&[0x0f, 0x32], &[0x0f, 0x30]);
-    let asm = asm.ecx(KERNEL_GS_BASE).eax(0x5000).dx(0).bytes(write);
-    let asm = asm.ecx(GS_BASE).bytes(read).expect_eax(0x5000);
+    let asm = asm.ecx(KERNEL_GS_BASE).eax(0x5000).dx(0).bytes(write).bytes(read).expect_eax(0x5000);
+    let asm = shared_field(asm, field::USER_GS).expect_eax(0x5000);
+    let asm = asm.ecx(GS_BASE).eax(0x6000).dx(0).bytes(write).bytes(read).expect_eax(0x6000);
     let asm = mask(asm.ecx(EFER).bytes(read), 0x500).expect_eax(0x500); // LME, LMA
     asm.ecx(0).eax(3).dx(0).bytes(&[0x0f, 0x01, 0xd1]) // xsetbv: x87, SSE
 }
@@ -215,7 +216,7 @@ const SOON: u32 = 100_000;
 const LATER: u32 = 300_000_000;
 
 /// The handler of the interrupt: takes all lines, notes that in memory and enables interrupts again.
-fn interrupt_handler() -> Asm {
+pub fn interrupt_handler() -> Asm {
     let asm = Asm::new().bytes(&[0x50, 0x53]); // push rax; push rbx
     let asm = set_shared_field(asm, field::PENDING, 0).memory_write(SCRATCH, Long, 1);
     let asm = set_shared_field(asm, field::FLAG, 0x200);
@@ -234,7 +235,7 @@ pub fn clock() -> Asm {
 }
 
 /// `cmp dword [address], 0; je` to it
-fn wait_for(asm: Asm, address: u32) -> Asm {
+pub fn wait_for(asm: Asm, address: u32) -> Asm {
     asm.bytes(&[0x83, 0x3c, 0x25]).bytes(&address.to_le_bytes()).bytes(&[0x00, 0x74, 0xf6])
 }
 

@@ -29,7 +29,7 @@ pub(super) fn choose(
         },
         GuestChoice::Auto => {
             // In this order: what the user typed needs no look at the host.
-            if args.kernel.is_some() || args.cpus != 1 || **backend != KvmBackend::Software || !fsgsbase() {
+            if args.kernel.is_some() || **backend != KvmBackend::Software || !fsgsbase() {
                 return Ok(Guest::Standard);
             }
             if is_built(paths) {
@@ -104,8 +104,10 @@ mod tests {
     #[test]
     fn auto_is_ring3_where_that_is_built_and_will_do() {
         let (_cache, built) = cache("ring3");
-        assert_eq!(chosen(&[], &built, KvmBackend::Software), Ok(Guest::Ring3));
-        for options in [&["--cpus", "2"][..], &["--kernel", "vmlinux"], &["--guest", "standard"]] {
+        for options in [&[][..], &["--cpus", "2"]] {
+            assert_eq!(chosen(options, &built, KvmBackend::Software), Ok(Guest::Ring3), "{options:?}");
+        }
+        for options in [&["--kernel", "vmlinux"], &["--guest", "standard"]] {
             assert_eq!(chosen(options, &built, KvmBackend::Software), Ok(Guest::Standard), "{options:?}");
         }
         for backend in [KvmBackend::Vmx, KvmBackend::Svm, KvmBackend::Unknown] {

@@ -52,8 +52,14 @@ fn model_specific_registers() {
         cpu.execute(&[0x0f, code])
     };
     assert_eq!(access(&mut cpu, MSR_KERNEL_GS_BASE, 0x12_3456_7890, 0x30), DONE);
-    assert_eq!(access(&mut cpu, MSR_GS_BASE, 0, 0x32), DONE);
+    assert_eq!(access(&mut cpu, MSR_KERNEL_GS_BASE, 0, 0x32), DONE);
     assert_eq!((cpu.regs().rdx, cpu.regs().rax), (0x12, 0x3456_7890));
+    assert_eq!(cpu.machine.shared().get(field::USER_GS), 0x12_3456_7890);
+    assert_eq!(access(&mut cpu, MSR_GS_BASE, 0x1234, 0x30), DONE);
+    assert_eq!((cpu.vcpu.registers.sregs.gs.base, cpu.machine.registers.sregs.gs.base), (0x1234, 0x1234));
+    for index in [MSR_GS_BASE, MSR_KERNEL_GS_BASE] {
+        assert_eq!(access(&mut cpu, index, 1 << 47, 0x30), REFUSED, "{index:#x}");
+    }
     assert_eq!(access(&mut cpu, MSR_EFER, 0xd01, 0x30), DONE);
     assert!(cpu.vcpu.msr(MSR_EFER).is_none(), "only believed");
     assert_eq!(access(&mut cpu, MSR_EFER, 0, 0x32), DONE);

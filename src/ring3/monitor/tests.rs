@@ -227,6 +227,56 @@ fn a_single_step_is_told_from_int1() {
     assert_eq!(to.rflags & 1 << 8, 0);
 }
 
+/// The base that the vCPU has afterwards, and the one that is kept as the user's.
+fn gs(machine: &Machine) -> (u64, u64) {
+    (machine.registers.sregs.gs.base, machine.get(SHARED + field::USER_GS))
+}
+
+#[test]
+fn the_kernel_has_its_gs_base_and_the_user_gets_his_back() {
+    const KERNEL: u64 = HIGH + 0x10;
+    let with = |frame: Frame, kernel: u64, base: u64| {
+        let mut machine = Machine::new().gate(6, 0xe, 0, 0);
+        machine.put(SHARED + field::KERNEL_GS, kernel);
+        machine.put(SHARED + field::USER_GS, 0x77);
+        machine.registers.sregs.gs.base = base;
+        raise(&mut machine, 6, None, frame).0.unwrap();
+        gs(&machine)
+    };
+    assert_eq!(with(user_frame(), KERNEL, 0x123), (KERNEL, 0x123));
+    assert_eq!(with(user_frame(), KERNEL, KERNEL), (KERNEL, KERNEL), "he may choose the kernel's");
+    assert_eq!(with(kernel_frame(), KERNEL, KERNEL), (KERNEL, 0x77));
+    assert_eq!(with(kernel_frame(), KERNEL, 0x123), (KERNEL, 0x123), "a return to him that failed");
+    assert_eq!(with(user_frame(), 0, 0x123), (0x123, 0x77), "too early");
+    assert_eq!(with(user_frame(), 1 << 47, 0x123), (0x123, 0x77), "no processor takes that");
+}
+
+#[test]
+fn a_return_and_the_interrupt_behind_it_exchange_the_gs_base() {
+    const KERNEL: u64 = HIGH + 0x10;
+    let mut machine = Machine::new().gate(INTERRUPT, 0xe, 0, 0);
+    for (field, value) in [(field::KERNEL_GS, KERNEL), (field::USER_GS, 0x123)] {
+        machine.put(SHARED + field, value);
+    }
+    machine.registers.sregs.gs.base = KERNEL;
+    for (frame, base) in [(Frame { cs: 0x10, ss: 0x18, ..kernel_frame() }, KERNEL), (user_frame(), 0x123)] {
+        machine.space().write_u64s(KERNEL_STACK, &frame.values()).unwrap();
+        machine.registers.regs.rsp = KERNEL_STACK;
+        let mut vcpu = vcpu(&machine);
+        make_return(&mut vcpu, &machine.state, &machine.memory, machine.shared());
+        assert_eq!((Frame::of(&vcpu.registers).rip, vcpu.registers.sregs.gs.base), (frame.rip, base));
+        machine.registers = vcpu.registers;
+    }
+    machine.put(SHARED + field::USER_GS, 0);
+    machine.shared().raise(1);
+    let mut vcpu = vcpu(&machine);
+    let shared = SharedPage::new(&machine.memory, SHARED);
+    let handled = interrupt(&mut vcpu, &mut machine.state, &machine.memory, shared);
+    assert!(handled.unwrap().interrupted);
+    machine.registers = vcpu.registers;
+    assert_eq!(gs(&machine), (KERNEL, 0x123));
+}
+
 /// What a user can make his registers look like.
 fn disguises() -> [Frame; 4] {
     let user = user_frame();

@@ -6,6 +6,8 @@ use super::*;
 use crate::hypervisor::fake::{FakeVcpu, Step};
 use crate::ring3::{Console, USER_CODE_64};
 
+mod several;
+
 /// Takes at most ten bytes at once, gives "in".
 struct Terminal;
 
@@ -20,12 +22,26 @@ impl Console for Terminal {
 
 fn start(machine: &Machine, script: Vec<Step>) -> Ring3Vcpu<FakeVcpu> {
     signal::install().unwrap();
-    let board = Board::new(machine.memory.clone());
+    on(&board(machine, 1), 0, machine, machine.state.clone(), script)
+}
+
+fn board(machine: &Machine, vcpus: u8) -> Arc<Board> {
+    let board = Board::new(machine.memory.clone(), vcpus);
     board.connect([Some(Arc::new(Terminal)), None]);
+    board
+}
+
+fn on(
+    board: &Arc<Board>,
+    index: u8,
+    machine: &Machine,
+    state: State,
+    script: Vec<Step>,
+) -> Ring3Vcpu<FakeVcpu> {
     let mut vcpu = FakeVcpu::new(script);
     vcpu.registers = machine.registers;
     vcpu.set_msr(0x10, 0);
-    Ring3Vcpu::new(vcpu, machine.state.clone(), board)
+    Ring3Vcpu::new(vcpu, index, state, board.clone())
 }
 
 fn out(port: u16) -> Step {
@@ -83,7 +99,7 @@ fn a_sleeper_wakes_for_its_deadline_and_for_whoever_interrupts_it() {
     vcpu.interrupter().request();
     vcpu.interrupter().clear();
     assert!(matches!(vcpu.run().unwrap(), Exit::Interrupted));
-    assert!(vcpu.state().halted && machine.shared().interrupts_enabled());
+    assert!(vcpu.state().activity == Activity::Halted && machine.shared().interrupts_enabled());
     machine.put(SHARED + field::DEADLINE, 0);
     while matches!(vcpu.run().unwrap(), Exit::Interrupted) {}
     assert_eq!(vcpu.registers().unwrap().0.rip, HANDLER + u64::from(INTERRUPT));
@@ -177,7 +193,7 @@ fn address() -> impl Strategy<Value = u64> {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let port = prop_oneof![4 => 0u16..32, 4 => 0xe0u16..0xe8, 1 => 0x520u16..0x524, 1 => any::<u16>()];
+    let port = prop_oneof![4 => 0u16..32, 4 => 0xe0u16..0xec, 1 => 0x520u16..0x524, 1 => any::<u16>()];
     let registers = (
         [address(), address(), address(), address(), address(), address()],
         any::<[u64; 3]>(),
@@ -188,7 +204,7 @@ fn step() -> impl Strategy<Value = Step> {
     let registers =
         registers.prop_map(|([rip, rsp, rsi, rdi, rdx, rcx], [rax, r9, cr4], cs, exception, cr3)| {
             let mut registers = Registers { exception, ..Registers::default() };
-            registers.regs = kvm_regs { rip, rsp, rsi, rdi, rdx, rcx, rax, r9: r9 & 1, ..Default::default() };
+            registers.regs = kvm_regs { rip, rsp, rsi, rdi, rdx, rcx, rax, r9: r9 & 3, ..Default::default() };
             registers.sregs = kvm_sregs { cr3, cr4, cs: segment(cs.0, cs.1), ..Default::default() };
             Step::Registers(Box::new(registers))
         });
@@ -223,7 +239,8 @@ proptest! {
             machine.put(at * 8, value);
         }
         let turns = 2 * script.len() + 2;
-        let mut vcpu = start(&machine, script.into_iter().chain([Step::Shutdown]).collect());
+        let script = script.into_iter().chain([Step::Shutdown]).collect();
+        let mut vcpu = on(&board(&machine, 2), 0, &machine, machine.state.clone(), script);
         for _ in 0..turns {
             // Nobody else wakes it.
             vcpu.board.controller().wake();
@@ -272,5 +289,5 @@ fn isolation_is_the_kernels_to_ask_for_and_no_port_is_a_users_then() {
     assert!(matches!(vcpu.run().unwrap(), Exit::Shutdown));
     let (regs, sregs) = vcpu.registers().unwrap();
     assert_eq!((regs.rip, regs.rsp, sregs.cr3), (HANDLER + 13, EXCEPTION_STACK - 48, PML4));
-    assert!(!vcpu.state().halted && !machine.shared().interrupts_enabled());
+    assert!(vcpu.state().activity == Activity::Running && !machine.shared().interrupts_enabled());
 }

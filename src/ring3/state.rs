@@ -61,8 +61,8 @@ pub struct State {
     pub activity: Activity,
     /// Lines with an edge that the kernel has not been shown yet.
     pub raised: u64,
-    /// The instruction behind the STI executed last, before which no interrupt comes, and how often that may still keep
-    /// one off.
+    /// The instruction behind the STI executed last, or a breakpoint, before which no interrupt comes, and how often that
+    /// may still keep one off.
     pub shadow: Option<(u64, u8)>,
     /// The bit of CR3 that is set while a user's page tables are loaded; 0 while there is one set of tables for all.
     pub isolation: u64,

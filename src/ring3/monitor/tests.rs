@@ -349,3 +349,18 @@ fn with_isolation_a_return_loads_what_the_selectors_say() {
         assert_eq!((vcpu.registers.sregs.cr3, vcpu.registers.regs.rip), (cr3, rip), "{frame:x?}");
     }
 }
+
+#[test]
+fn no_interrupt_comes_between_a_breakpoint_and_its_exception() {
+    for place in [USER - 1, USER] {
+        let mut machine = Machine::new().gate(INTERRUPT, 0xe, 0, 0).at(user_frame());
+        machine.bytes(place, &[BREAKPOINT]);
+        machine.shared().raise(1);
+        for _ in 0..SHADOW_TRIES {
+            assert_eq!(obstacle(&interrupt_at(&mut machine).0), Some(Obstacle::Moment));
+        }
+        // A program may as well have such bytes where it loops.
+        let (handled, to) = interrupt_at(&mut machine);
+        assert_eq!((handled.unwrap().interrupted, to.rip), (true, HANDLER + u64::from(INTERRUPT)));
+    }
+}

@@ -1,6 +1,8 @@
 /* Exceptions: the signal, code, address and trap number that a program is told for each. */
 #include "case.h"
 
+#include <sys/time.h>
+
 static void read_at(void *address) { *(volatile char *)address; }
 static void write_at(void *address) { *(volatile char *)address = 1; }
 static void jump_to(void *address) { ((void (*)(void))address)(); }
@@ -155,6 +157,29 @@ static void breakpoints(void)
 	expect("ud2", fault, SIGILL, ILL_ILLOPN, (uint64_t)at_ud2, 6, 0);
 }
 
+static volatile long arrived, alarms;
+static void count_trap(int signal) { (void)signal, arrived++; }
+static void count_alarm(int signal) { (void)signal, alarms++; }
+
+/* No breakpoint is lost to an interrupt that comes at the same time. */
+static void breakpoints_under_a_timer(void)
+{
+	struct sigaction trap = { .sa_handler = count_trap }, alarm = { .sa_handler = count_alarm };
+	struct itimerval often = { { 0, 1000 }, { 0, 1000 } }, never = { { 0, 0 }, { 0, 0 } };
+	uint64_t end = now_ns(CLOCK_MONOTONIC) + 1000000000;
+	long executed = 0;
+
+	CHECK(!sigaction(SIGTRAP, &trap, NULL) && !sigaction(SIGALRM, &alarm, NULL));
+	CHECK(!setitimer(ITIMER_REAL, &often, NULL));
+	do {
+		for (int i = 0; i < 20; i++, executed++)
+			__asm__ volatile("int3" : : : "memory");
+	} while (arrived == executed && now_ns(CLOCK_MONOTONIC) < end);
+	CHECK(!setitimer(ITIMER_REAL, &never, NULL));
+	if (arrived != executed || alarms < 10)
+		FAIL("%ld of %ld breakpoints arrived, beside %ld alarms", arrived, executed, alarms);
+}
+
 /* INT with a vector in a byte of its own: a breakpoint, or refused where the host has no such interrupts for guests. */
 static void long_int3(void)
 {
@@ -213,6 +238,7 @@ const struct test_case fault_cases[] = {
 	{ "fault-refused", refused_instructions },
 	{ "fault-divide", divide_errors },
 	{ "fault-breakpoints", breakpoints },
+	{ "fault-breakpoints-under-a-timer", breakpoints_under_a_timer },
 	{ "fault-long-int3", long_int3 },
 	{ "fault-int80", int_80 },
 	{ "fault-trap-flag", trap_flag },

@@ -77,6 +77,8 @@ pub enum Exit<'a> {
     Halt,
     /// Triple fault.
     Shutdown,
+    /// The kernel has kept interrupts disabled for so long that it will not enable them again.
+    Lockup,
     /// The guest or the kernel asks for power-off, reset or reports a crash: a `KVM_SYSTEM_EVENT_*` number.
     SystemEvent { kind: u32 },
     /// A signal or a kick ended the run.

@@ -26,6 +26,8 @@ pub enum FaultKind {
     EntryRefused(u64),
     /// All vCPUs are in HLT with interrupts off, or were never started.
     Halted,
+    /// The kernel has kept interrupts disabled for too long.
+    Lockup,
     /// KVM reports a system event of this kind.
     SystemEvent(u32),
     /// KVM_RUN failed; what the kernel said.
@@ -44,6 +46,7 @@ impl fmt::Display for FaultKind {
                 write!(f, "the processor refused to enter the guest, hardware reason {reason:#x}")
             }
             Self::Halted => write!(f, "all vCPUs have halted with interrupts off"),
+            Self::Lockup => write!(f, "the kernel is locked up: it has kept interrupts disabled for 10 s"),
             Self::SystemEvent(kind) => write!(f, "KVM system event {kind}"),
             Self::RunFailed(error) => write!(f, "KVM_RUN failed: {error}"),
             Self::UnexpectedExit(reason) => write!(f, "unexpected exit {reason}"),

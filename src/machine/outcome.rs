@@ -76,7 +76,7 @@ impl Outcome {
             (StopReason::GuestPanic(_), _) => exit_code::GUEST_PANIC,
             (StopReason::Fault(fault), _) => match fault.kind {
                 FaultKind::TripleFault => exit_code::TRIPLE_FAULT,
-                FaultKind::Halted => exit_code::HALTED,
+                FaultKind::Halted | FaultKind::Lockup => exit_code::HALTED,
                 FaultKind::SystemEvent(_)
                 | FaultKind::EmulationFailure
                 | FaultKind::InternalError(_)
@@ -159,6 +159,7 @@ mod tests {
         assert_eq!(code(fault(FaultKind::TripleFault), None), 5);
         assert_eq!(code(fault(FaultKind::EmulationFailure), None), 6);
         assert_eq!(code(fault(FaultKind::Halted), None), 7);
+        assert_eq!(code(fault(FaultKind::Lockup), None), 7);
         assert_eq!(code(StopReason::InitFailed(2), None), 8);
         assert_eq!(code(StopReason::ChannelBroken([0; 3]), Some(CommandStatus::Exited(0))), 8);
         assert_eq!(code(StopReason::Internal(String::new()), Some(CommandStatus::Exited(0))), 125);

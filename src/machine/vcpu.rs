@@ -165,6 +165,7 @@ pub fn run<V: Vcpu>(id: u8, vcpu: &mut V, context: &VcpuContext) {
 fn kind_of(exit: Exit<'_>) -> (FaultKind, Vec<u8>) {
     let kind = match exit {
         Exit::Shutdown => FaultKind::TripleFault,
+        Exit::Lockup => FaultKind::Lockup,
         Exit::InternalError { suberror: INTERNAL_ERROR_EMULATION, instruction } => {
             return (FaultKind::EmulationFailure, instruction);
         }

@@ -3,7 +3,7 @@
 mod ports;
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use kvm_bindings::{kvm_cpuid_entry2, kvm_msr_entry, kvm_regs, kvm_sregs};
 
@@ -20,6 +20,10 @@ use crate::hypervisor::{Exit, Interrupter, Registers, Result, RunState, SyncedVc
 const RETRY_SOON: Duration = Duration::from_micros(100);
 /// How soon if the kernel has interrupts disabled: it tells when it enables them, in all but a few places.
 const RETRY_LATER: Duration = Duration::from_millis(1);
+/// How long a kernel may keep an interrupt waiting: as long as Linux's own watchdog lets it, which needs an NMI.
+const LOCKUP: Duration = Duration::from_secs(10);
+/// How often the interrupt must have been tried by then. A vCPU that did not run is not locked up.
+const LOCKUP_TRIES: u32 = 1000;
 /// How many requests there are.
 const REQUESTS: usize = (abi::SEND - abi::HELLO + 1) as usize;
 
@@ -39,6 +43,8 @@ pub struct Ring3Vcpu<V> {
     settled: bool,
     /// The vCPU has run: its registers come with each exit.
     entered: bool,
+    /// Since when an interrupt waits for the kernel to enable them, and how often it was tried since.
+    disabled: Option<(Instant, u32)>,
     /// Where the guest died.
     dead: Option<Box<Registers>>,
     /// For a console request.
@@ -105,6 +111,7 @@ impl<V: SyncedVcpu> Ring3Vcpu<V> {
             completing: false,
             settled: false,
             entered: false,
+            disabled: None,
             dead: None,
             buffer: Vec::new(),
             counts: Counts::default(),
@@ -167,6 +174,9 @@ impl<V: SyncedVcpu> Ring3Vcpu<V> {
                 Err(dead) => return Ok(Some(self.die(dead))),
             }
         }
+        if self.is_locked_up() {
+            return Ok(Some(Exit::Lockup));
+        }
         if let Some(clock) = &mut self.clock {
             clock.start();
         }
@@ -211,8 +221,19 @@ impl<V: SyncedVcpu> Ring3Vcpu<V> {
         Exit::Interrupted
     }
 
+    fn is_locked_up(&self) -> bool {
+        self.disabled.is_some_and(|(since, tries)| tries >= LOCKUP_TRIES && since.elapsed() >= LOCKUP)
+    }
+
     fn settle(&mut self, handled: Handled) {
         self.counts.interrupts += u64::from(handled.interrupted);
+        self.disabled = match (handled.obstacle, self.disabled) {
+            (Some(Obstacle::Disabled), None) => Some((Instant::now(), 1)),
+            (Some(Obstacle::Disabled), Some((since, tries))) => Some((since, tries.saturating_add(1))),
+            // In the stubs, which a kernel with interrupts disabled enters and leaves.
+            (Some(Obstacle::Moment), before) => before,
+            (None, _) => None,
+        };
         if let Some(clock) = &mut self.clock {
             clock.retry_after(handled.obstacle.map(|obstacle| match obstacle {
                 Obstacle::Moment => RETRY_SOON,

@@ -117,6 +117,7 @@ ring3! {
     ring3_serial_interrupt: ring3_guests::serial_interrupt() => POWERED_OFF, "woke\n", [];
     ring3_console: ring3_guests::console() => POWERED_OFF, "console\nok\n", [];
     ring3_dead_halt: ring3_guests::dead_halt() => HALTED, "x", ["halt", "CPL 3"];
+    ring3_lockup: ring3_guests::lockup() => HALTED, "x", ["locked up", "CPL 3"];
     ring3_no_gate: ring3_guests::no_gate() => TRIPLE_FAULT, "x", ["triple fault", "CPL 3", "bytes 0f 0b"];
     ring3_lost_stack: ring3_guests::lost_stack() => TRIPLE_FAULT, "x", ["triple fault", "bytes 0f 0b"];
     ring3_double_fault: ring3_guests::double_fault() => POWERED_OFF, "ok\n", [];

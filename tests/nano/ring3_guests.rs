@@ -284,6 +284,13 @@ pub fn dead_halt() -> Asm {
     Ring3::new(request(kernel().print("x"), abi::HALT).forever()).into_guest()
 }
 
+/// Keeps interrupts disabled while one waits, and does nothing else.
+pub fn lockup() -> Asm {
+    Ring3::new(clock_event(kernel().print("x"), SOON).forever())
+        .handler(INTERRUPT, interrupt_handler())
+        .into_guest()
+}
+
 /// No gate in the IDT is present.
 pub fn no_gate() -> Asm {
     Ring3::new(kernel().print("x").bytes(&UD2)).into_guest()

@@ -93,6 +93,25 @@ fn a_halt_with_interrupts_off_is_for_good_and_told_at_once() {
 }
 
 #[test]
+fn a_kernel_that_keeps_interrupts_disabled_is_locked_up() {
+    let machine = Machine::new().gate(INTERRUPT, 0xe, 0, 0);
+    machine.shared().raise(1);
+    let long_ago = Instant::now().checked_sub(LOCKUP).unwrap();
+    let run = |disabled| {
+        let mut vcpu = start(&machine, vec![Step::Shutdown]);
+        vcpu.disabled = disabled;
+        let exit = vcpu.run().map(|exit| matches!(exit, Exit::Lockup)).unwrap();
+        (exit, vcpu.disabled.map(|(_, tries)| tries))
+    };
+    assert_eq!(run(None), (false, Some(1)));
+    assert_eq!(run(Some((Instant::now(), LOCKUP_TRIES))), (false, Some(LOCKUP_TRIES + 1)));
+    assert_eq!(run(Some((long_ago, 1))), (false, Some(2)), "stopped for a while, with all of Tandem");
+    assert_eq!(run(Some((long_ago, LOCKUP_TRIES))), (true, Some(LOCKUP_TRIES + 1)));
+    machine.shared().enable_interrupts(true);
+    assert_eq!(run(Some((long_ago, LOCKUP_TRIES))), (false, None));
+}
+
+#[test]
 fn a_sleeper_wakes_for_its_deadline_and_for_whoever_interrupts_it() {
     let machine = Machine::new().gate(INTERRUPT, 0xe, 0, 0);
     let mut vcpu = start(&machine, vec![out(abi::SAFE_HALT), Step::Shutdown]);

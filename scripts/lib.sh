@@ -90,6 +90,20 @@ as_root() {
     fi
 }
 
+have_package() { [[ $(dpkg-query -W -f='${Status}' "$1" 2>/dev/null) == 'install ok installed' ]]; }
+
+# install_packages PURPOSE PACKAGE...: installs those that are missing and says so.
+install_packages() {
+    local purpose=$1 missing=() name
+    shift
+    for name in "$@"; do have_package "$name" || missing+=("$name"); done
+    ((${#missing[@]})) || return 0
+    command -v apt-get >/dev/null || die "$purpose: please install what Debian calls ${missing[*]}"
+    echo "$(basename "$0"): installing ${missing[*]}, $purpose" >&2
+    apt-cache show "${missing[@]}" >/dev/null 2>&1 || as_root apt-get update -qq
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+}
+
 target_dir=${CARGO_TARGET_DIR:-target}
 # Where cargo puts the program; .cargo/config.toml names the target.
 # shellcheck disable=SC2034 # used by those who source this

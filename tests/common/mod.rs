@@ -3,7 +3,7 @@
 
 use std::fs::OpenOptions;
 use std::io::{Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -27,6 +27,22 @@ impl Run {
     /// The output as text.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.stdout).into_owned()
+    }
+}
+
+/// Compiles a guest's program out of these C files, statically. `None`, and the test is skipped, without a compiler.
+pub fn compile(test: &str, sources: &[PathBuf], to: &Path) -> Option<()> {
+    let options =
+        ["-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-static", "-pthread", "-no-pie", "-o"];
+    match Command::new("cc").args(options).arg(to).args(sources).output() {
+        Ok(output) => {
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            Some(())
+        }
+        Err(error) => {
+            skip(test, &format!("no C compiler, cc: {error}"));
+            None
+        }
     }
 }
 

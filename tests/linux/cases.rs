@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use crate::common::{run, skip};
+use crate::common::{self, run, skip};
 use crate::ring3;
 
 /// All cases take seconds, on a busy host some more.
@@ -25,16 +25,7 @@ fn compile(test: &str, to: &Path) -> Option<()> {
         .map(|entry| entry.expect("an entry").path())
         .filter(|path| path.extension().is_some_and(|extension| extension == "c"))
         .collect();
-    let options = ["-std=gnu11", "-O1", "-Wall", "-static", "-pthread", "-no-pie", "-o"];
-    let mut compiler = Command::new("cc");
-    match compiler.args(options).arg(to).args(sources).output() {
-        Err(error) => skip(test, &format!("no C compiler: {error}")),
-        Ok(output) => {
-            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-            return Some(());
-        }
-    }
-    None
+    common::compile(test, &sources, to)
 }
 
 /// The lines "skip NAME", "FAIL NAME" of its output, after checking that it came to its end.

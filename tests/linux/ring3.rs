@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use crate::common::{Run, has_kvm, run, skip, tandem, wait};
+use crate::common::{Run, compile, has_kvm, run, skip, tandem, wait};
 
 pub const LIMIT: Duration = Duration::from_secs(30);
 
@@ -195,13 +195,10 @@ fn ring3_the_kernel_is_isolated_from_programs() {
         return;
     }
     let root = tempfile::tempdir().expect("a temporary directory");
-    let program = root.path().join("attack");
-    let mut cc = std::process::Command::new("cc");
-    cc.args(["-O1", "-static", "-Wall", "-Wextra", "-Werror", "-o"]).arg(&program);
-    match cc.arg("tests/guest/ring3-isolation.c").status() {
-        Ok(status) => assert!(status.success(), "cc: {status}"),
-        Err(_) => return skip(TEST, "there is no C compiler, cc"),
-    }
+    let Some(()) = compile(TEST, &["tests/guest/ring3-isolation.c".into()], &root.path().join("attack"))
+    else {
+        return;
+    };
     let places = kernel_places();
     let root = root.path().to_str().expect("a path");
     for (isolation, mode) in [("on", "closed"), ("off", "open")] {

@@ -1,10 +1,10 @@
 //! The ring3 guest with several vCPUs.
 
 use std::io::Read;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use crate::common::{Run, run, skip, wait};
+use crate::common::{Run, compile, run, wait};
 use crate::ring3::{LIMIT, boot, command, is_here};
 
 fn shell(test: &str, cpus: &str, options: &[&str], script: &str) -> Option<Run> {
@@ -48,13 +48,9 @@ fn ring3_smp_stress() {
         return;
     }
     let root = tempfile::tempdir().expect("a temporary directory");
-    let mut cc = Command::new("cc");
-    cc.args(["-O1", "-static", "-pthread", "-Wall", "-Wextra", "-Werror", "-o"])
-        .arg(root.path().join("stress"));
-    match cc.arg("tests/guest/smp-stress.c").status() {
-        Ok(status) => assert!(status.success(), "cc: {status}"),
-        Err(_) => return skip(TEST, "there is no C compiler, cc"),
-    }
+    let Some(()) = compile(TEST, &["tests/guest/smp-stress.c".into()], &root.path().join("stress")) else {
+        return;
+    };
     let root = root.path().to_str().expect("a path");
     for (cpus, seconds) in [("2", "4"), ("4", "2"), ("1", "1")] {
         let args = ["--cpus", cpus, "--root", root, "--", "/stress", seconds];

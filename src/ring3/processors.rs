@@ -76,8 +76,9 @@ impl Processors {
             return STARTED;
         }
         *mail = Mail::Posted(start);
-        drop(mail);
+        // Before it can take it, and halt for good.
         self.alive.fetch_add(1, Ordering::AcqRel);
+        drop(mail);
         one.controller.wake();
         0
     }

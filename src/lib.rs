@@ -4,6 +4,7 @@
 //! `workload`, `milestone`, `host`. See `docs/architecture.md`.
 
 pub mod arch;
+pub mod bench;
 pub mod cli;
 pub mod devices;
 pub mod host;

@@ -1,0 +1,4 @@
+//! The bench: the same workload as a process, in containers and in virtual machines, measured on one clock.
+
+pub mod contestant;
+pub mod model;

@@ -30,6 +30,10 @@ pub const WINDOW: &str = "window";
 /// Value of TERM for an interactive shell.
 pub const TERM: &str = "term";
 
+/// How the machine ends where there is no probe to tell: `reset`, or `port P V`, to write byte V to I/O port P. Absent: by
+/// what the kernel knows of power-off.
+pub const END: &str = "end";
+
 /// Device of the root file system, to be mounted in place of the initramfs, e.g. `/dev/vda`. Absent: none.
 pub const ROOT: &str = "root";
 /// Type of that file system.

@@ -16,8 +16,9 @@ use std::time::Duration;
 
 use common::{run, skip};
 use tandem::bench::contestant::{Contestant, Launch, Run, Skip};
-use tandem::bench::foreign::{self, CONTAINERS, Task, site::Site};
+use tandem::bench::foreign::{self, CONTAINERS, GuestFiles, Task, site::Site};
 use tandem::bench::model::Kind;
+use tandem::host::kvm_backend::KvmBackend;
 use tandem::host::runtimes::{self, Program};
 
 /// docker and podman take their time on a busy host.
@@ -248,6 +249,72 @@ fn limits_reach_the_runtimes_that_have_them() {
         }
         site.remove();
         nothing_left(&site);
+    }
+}
+
+/// The same arguments as on KVM, but for the accelerator: a guest under QEMU boots, runs the command and ends.
+#[test]
+fn qemu_runs_the_command_in_the_same_guest() {
+    let test = "qemu_runs_the_command_in_the_same_guest";
+    let (Some(root), Some(dir)) = (root(test), common::guest(test)) else { return };
+    let programs = programs();
+    let Some(program) = programs.iter().find(|program| program.name == "qemu-system-x86_64") else {
+        return skip(test, "qemu-system-x86_64 is not installed (apt-get install qemu-system-x86)");
+    };
+    let parent = tempfile::tempdir().expect("a directory");
+    let site = site(parent.path(), 30);
+    let guest = GuestFiles {
+        kernel: dir.join("vmlinux"),
+        init: dir.join("tandem-init"),
+        // It is told so that it does not stay away on a host with software KVM; none is used.
+        backend: KvmBackend::Unknown,
+    };
+    let task = task(root.path(), &["/bin/sh", "-c", "echo $A $$; echo done"]);
+    let mut contestant = foreign::vm("qemu", program, &task, &site, &guest).expect("a contestant");
+    contestant.prepare().expect("a guest");
+    let mut launch = contestant.launch(Run { id: "qemu", hold: false }).expect("a launch");
+    for arg in &mut launch.args {
+        let text = arg.to_string_lossy().into_owned();
+        // An emulated processor has no clock of KVM's: it measures its own by a PIT.
+        *arg = match text.as_str() {
+            "host" => "max".into(),
+            text if text.starts_with("microvm,") => {
+                text.replace("=kvm", "=tcg").replace("pit=off", "pit=on").into()
+            }
+            _ => continue,
+        };
+    }
+    let run = run(&mut command(launch), b"", LIMIT);
+    assert_eq!(run.code, Some(0), "{}", run.stderr);
+    assert!(run.text().contains("b c ") && run.text().contains("done"), "{:?}", run.text());
+    contestant.finish();
+    site.remove();
+    nothing_left(&site);
+}
+
+#[test]
+fn other_vmms_stay_away_from_software_kvm_and_get_their_own_command_lines() {
+    let site = Site { dir: PathBuf::from("/nonexistent"), label: String::new() };
+    let task = Task { cpus: Some(1.5), memory: Some((64 << 20) + 1), ..task(Path::new("/"), &["/bin/true"]) };
+    let guest = GuestFiles { kernel: "/k".into(), init: "/i".into(), backend: KvmBackend::Software };
+    for (name, file, words) in [
+        (
+            "qemu",
+            "qemu-system-x86_64",
+            &["microvm,accel=kvm", "-m 65M", "-smp 2", "reboot=t", "-no-reboot"][..],
+        ),
+        ("firecracker", "firecracker", &["--no-api --config-file /nonexistent/firecracker/config.json"]),
+        ("cloud-hypervisor", "cloud-hypervisor", &["boot=2", "size=65M", "--serial tty"]),
+    ] {
+        let program = Program { name: file, path: PathBuf::from("/vmm"), version: Ok("1".into()) };
+        let mut contestant = foreign::vm(name, &program, &task, &site, &guest).expect("a contestant");
+        let info = contestant.info();
+        assert_eq!((info.kind, info.name.as_str()), (Kind::Vm, name));
+        for word in words {
+            assert!(info.command_line.contains(word), "{word} in {}", info.command_line);
+        }
+        let Err(Skip(reason)) = contestant.prepare() else { panic!("{name} takes part") };
+        assert!(reason.contains("software"), "{reason}");
     }
 }
 

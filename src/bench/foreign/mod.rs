@@ -9,6 +9,7 @@ mod runc;
 mod sandbox;
 pub mod site;
 mod tool;
+mod vmm;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -17,6 +18,7 @@ use super::contestant::Contestant;
 use super::model::{ContestantInfo, Kind};
 use crate::host::runtimes::Program;
 use site::Site;
+pub use vmm::{GuestFiles, Vmm};
 
 /// What all of them run.
 #[derive(Clone, Debug)]
@@ -36,9 +38,16 @@ pub struct Task {
 /// Names of the container runtimes that can take part, as on the command line.
 pub const CONTAINERS: [&str; 6] = ["unshare", "bubblewrap", "crun", "runc", "podman", "docker"];
 
+/// Names of the other VMMs that can take part.
+pub const VMMS: [&str; 3] = ["qemu", "firecracker", "cloud-hypervisor"];
+
 /// The file to look for on PATH for a contestant of this name.
 pub fn program_name(contestant: &str) -> &str {
-    if contestant == "bubblewrap" { "bwrap" } else { contestant }
+    match contestant {
+        "bubblewrap" => "bwrap",
+        "qemu" => "qemu-system-x86_64",
+        same => same,
+    }
 }
 
 /// The contestant of a container runtime, or `None` if the name is none of [`CONTAINERS`].
@@ -53,6 +62,18 @@ pub fn container(name: &str, program: &Program, task: &Task, site: &Site) -> Opt
         "docker" => Box::new(docker::Docker::new(common)),
         _ => return None,
     })
+}
+
+/// The contestant of another VMM, or `None` if the name is none of [`VMMS`].
+pub fn vm(
+    name: &str,
+    program: &Program,
+    task: &Task,
+    site: &Site,
+    guest: &GuestFiles,
+) -> Option<Box<dyn Contestant>> {
+    let vmm = Vmm::from_name(program.name).filter(|_| VMMS.contains(&name))?;
+    Some(Box::new(vmm::ForeignVm::new(Common::new(name, program, task, site), vmm, guest.clone())))
 }
 
 /// Removes what benches that were killed have left, found by `parent`, the directory of all benches' state.

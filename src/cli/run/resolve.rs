@@ -293,6 +293,7 @@ fn manifest(args: &RunArgs, guest: Guest, root: Option<Root>) -> Result<Vec<u8>,
         window: window_size(io::stdin()).filter(|_| interactive).map(|size| (size.rows, size.cols)),
         term: std::env::var_os("TERM").filter(|_| interactive),
         root,
+        ..Command::default()
     };
     Ok(command.manifest()?)
 }

@@ -1,4 +1,6 @@
 //! The bench: the same workload as a process, in containers and in virtual machines, measured on one clock.
 
 pub mod contestant;
+#[cfg(test)]
+pub mod fixture;
 pub mod model;

@@ -4,3 +4,4 @@ pub mod contestant;
 #[cfg(test)]
 pub mod fixture;
 pub mod model;
+pub mod statistics;

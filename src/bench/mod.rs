@@ -5,3 +5,4 @@ pub mod contestant;
 pub mod fixture;
 pub mod model;
 pub mod statistics;
+pub mod summary;

@@ -33,28 +33,6 @@ pub fn outliers(samples: &[f64]) -> Outliers {
     }
 }
 
-impl Outliers {
-    /// What to say of them, and what to do; `None` if there are none.
-    pub fn warning(&self) -> Option<String> {
-        if self.first_is_slow {
-            return Some(
-                "the first run took far longer than the others: caches were cold; use --warmup, or --cold if that is \
-                 what you want to measure"
-                    .into(),
-            );
-        }
-        let runs = match self.count {
-            0 => return None,
-            1 => "1 run is".to_owned(),
-            count => format!("{count} runs are"),
-        };
-        Some(format!(
-            "{runs} far from the median: other programs may have interfered; medians bear it, means do not; repeat it \
-             on a quiet host, or with more --runs"
-        ))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -63,14 +41,10 @@ mod tests {
     fn outliers_are_what_is_far_from_the_rest() {
         let mut samples = vec![10.0, 10.1, 9.9, 10.2, 9.8, 10.0, 10.1];
         assert_eq!(outliers(&samples), Outliers::default());
-        assert_eq!(outliers(&samples).warning(), None);
         samples.push(30.0);
         assert_eq!(outliers(&samples), Outliers { count: 1, first_is_slow: false });
         samples.rotate_right(1);
         assert_eq!(outliers(&samples), Outliers { count: 1, first_is_slow: true });
-        assert!(outliers(&samples).warning().unwrap().contains("--warmup"));
-        samples.rotate_left(1);
-        assert!(outliers(&samples).warning().unwrap().starts_with("1 run is"));
     }
 
     #[test]

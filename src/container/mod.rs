@@ -1,0 +1,3 @@
+//! Runs the workload as a container: namespaces, limits and what confines it.
+
+pub mod cgroup;

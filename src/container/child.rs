@@ -4,6 +4,7 @@
 //! process's root: a symbolic link in it leads nowhere else.
 
 use std::ffi::CStr;
+use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::ptr;
 
@@ -11,6 +12,7 @@ use libc::{c_int, c_ulong};
 
 use super::config::RootMode;
 use super::plan::Plan;
+use super::security::{CapSet, drop_capabilities, install, mask_paths, set_no_new_privs};
 use super::step::Step;
 use crate::workload::manifest::{HOLD_FD, IN_CONTAINER, MANIFEST_FD, REPORT_FD};
 
@@ -98,6 +100,24 @@ fn prepare(plan: &Plan) -> Result<RawFd> {
     // SAFETY: pointer and length are those of a live string.
     check(Step::Hostname, unsafe { libc::sethostname(name.as_ptr().cast(), name.len()) })?;
     bring_loopback_up();
+    confine(plan)?;
+    Ok(init)
+}
+
+/// Gives up whatever the workload must not have; nothing is opened, mounted or moved after that.
+fn confine(plan: &Plan) -> Result {
+    if let Some(go) = &plan.go {
+        let mut byte = 0u8;
+        // SAFETY: the buffer is one live byte.
+        match check(Step::Cgroup, unsafe { libc::read(go.as_raw_fd(), (&raw mut byte).cast(), 1) } as c_int)?
+        {
+            1 => {}
+            _ => return Err(Failure { step: Step::Cgroup, errno: libc::EPIPE }),
+        }
+    }
+    if plan.filter.is_some() {
+        done(Step::Mask, mask_paths())?;
+    }
     // SAFETY: plain system calls.
     unsafe {
         libc::umask(0o022);
@@ -112,7 +132,14 @@ fn prepare(plan: &Plan) -> Result<RawFd> {
     let closed =
         unsafe { libc::syscall(libc::SYS_close_range, first, c_int::MAX, libc::CLOSE_RANGE_CLOEXEC) };
     check(Step::Descriptors, closed as c_int)?;
-    Ok(init)
+    done(Step::Capabilities, drop_capabilities(&CapSet::CONTAINER))?;
+    done(Step::NoNewPrivileges, set_no_new_privs())?;
+    plan.filter.as_ref().map_or(Ok(()), |filter| done(Step::Filter, install(filter)))
+}
+
+/// What the room's parts return are plain error numbers.
+fn done(step: Step, result: io::Result<()>) -> Result {
+    result.map_err(|error| Failure { step, errno: error.raw_os_error().unwrap_or(0) })
 }
 
 /// This process is killed when Tandem ends, however that ends.

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+use super::cgroup::Limits;
+
 /// How much is done around the workload.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Profile {
@@ -61,6 +63,9 @@ pub enum ConfigError {
         #[source]
         source: io::Error,
     },
+    /// Limits without that which keeps to them.
+    #[error("--memory, --cpus and --pids are limits of a cgroup, which --profile minimal leaves out")]
+    LimitsWithoutCgroup,
     /// A path holds a NUL byte.
     #[error("a path holds a NUL byte")]
     Nul(#[from] NulError),
@@ -88,6 +93,8 @@ pub struct Request {
     pub hostname: String,
     /// How much is done around it.
     pub profile: Profile,
+    /// What it may use at most.
+    pub limits: Limits,
     /// End the run after this time.
     pub timeout: Option<Duration>,
 }
@@ -105,6 +112,8 @@ pub struct Config {
     pub manifest: Vec<u8>,
     /// How much is done around it.
     pub profile: Profile,
+    /// What it may use at most.
+    pub limits: Limits,
     /// End the run after this time.
     pub timeout: Option<Duration>,
     /// Whether there is a user namespace, in which the caller is root.
@@ -120,8 +129,11 @@ impl Config {
     /// Checks what is asked for.
     ///
     /// # Errors
-    /// The root is no directory, or cannot be entered.
+    /// The root is no directory, or cannot be entered; limits without a cgroup.
     pub fn new(request: Request) -> Result<Self, ConfigError> {
+        if request.profile == Profile::Minimal && request.limits != Limits::default() {
+            return Err(ConfigError::LimitsWithoutCgroup);
+        }
         let unusable = |source| ConfigError::Root { path: request.root.clone(), source };
         let root = std::fs::canonicalize(&request.root).map_err(unusable)?;
         if !root.is_dir() {
@@ -139,6 +151,7 @@ impl Config {
             init,
             manifest: request.manifest,
             profile: request.profile,
+            limits: request.limits,
             timeout: request.timeout,
             rootless: !nix::unistd::geteuid().is_root(),
         })
@@ -167,6 +180,7 @@ mod tests {
             manifest: Vec::new(),
             hostname: "tandem".into(),
             profile: Profile::Default,
+            limits: Limits::default(),
             timeout: None,
         }
     }
@@ -179,5 +193,12 @@ mod tests {
         assert!(absent.is_not_found());
         let file = Config::new(request(Path::new("/dev/null"))).unwrap_err();
         assert!(!file.is_not_found());
+    }
+
+    #[test]
+    fn the_minimal_profile_has_no_limits() {
+        let limits = Limits { pids: Some(9), ..Limits::default() };
+        let request = Request { profile: Profile::Minimal, limits, ..request(Path::new("/")) };
+        assert!(matches!(Config::new(request), Err(ConfigError::LimitsWithoutCgroup)));
     }
 }

@@ -1,7 +1,8 @@
 //! Starts the container's init and waits for its end.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::fcntl::OFlag;
@@ -9,11 +10,13 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use thiserror::Error;
 
+use super::cgroup::{self, CgroupError, Group, Usage};
 use super::child;
-use super::config::Config;
+use super::config::{Config, Profile};
 use super::outcome::{Outcome, Reason};
 use super::plan::Plan;
 use super::step::{Step, StepError};
+use crate::host::cgroup::Cgroups;
 use crate::host::signals;
 use crate::host::terminal::Kept;
 use crate::machine::outcome::CommandStatus;
@@ -27,6 +30,8 @@ const GRACE: Duration = Duration::from_secs(10);
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
 /// Exit status of a child whose set-up failed; what counts is what it wrote.
 const CHILD_FAILED: libc::c_int = 125;
+/// linux/sched.h
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 /// Version of the word by which the child reports a step that failed: no version of the probe protocol.
 const FAILURE: u32 = 0xff00_0000;
 /// Most records that are read at once.
@@ -38,6 +43,9 @@ pub enum LaunchError {
     /// A step on the way failed.
     #[error("cannot start the container")]
     Step(#[from] StepError),
+    /// Its cgroup, or a limit.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
     /// The host refused something to the launcher itself.
     #[error("cannot start the container: no {what}")]
     Host {
@@ -56,6 +64,8 @@ fn no(what: &'static str) -> impl Fn(nix::Error) -> LaunchError {
 pub struct Finished {
     /// How it ended.
     pub outcome: Outcome,
+    /// What it has used, if it had a cgroup.
+    pub usage: Option<Usage>,
 }
 
 /// Runs the container to its end. The process must have one thread.
@@ -70,25 +80,62 @@ pub fn run(config: &Config, stamps: &Stamps, supervisor: &Supervisor) -> Result<
     let signals = SignalFd::with_flags(&ending, flags).map_err(no("descriptor for signals"))?;
     let (reports, report) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).map_err(no("pipe"))?;
     let terminal = Kept::of_stdin();
+    let group = make_group(config)?;
+    let (go_read, go) = match group.as_ref().is_some_and(Group::has_v1) {
+        true => nix::unistd::pipe2(OFlag::O_CLOEXEC)
+            .map(|(read, write)| (Some(read), Some(write)))
+            .map_err(no("pipe"))?,
+        false => (None, None),
+    };
     let step = |(step, error): (Step, io::Error)| {
         StepError::new(step, config.rootless, error.raw_os_error().unwrap_or(0))
     };
-    let plan = Plan::new(config, &report, supervisor.hold_fd()).map_err(step)?;
+    let plan = Plan::new(config, &report, supervisor.hold_fd(), go_read.as_ref()).map_err(step)?;
     stamps.stamp(Milestone::Ready);
-    let (pid, pidfd) =
-        start(&plan, config.rootless).map_err(|errno| StepError::new(Step::Clone, config.rootless, errno))?;
-    drop((plan, report));
+    let (pid, pidfd) = start(&plan, config.rootless, group.as_ref().and_then(Group::clone_into))
+        .map_err(|errno| StepError::new(Step::Clone, config.rootless, errno))?;
+    drop((plan, report, go_read));
     let mut run = Run { pid, pidfd, reports, signals, stamps, supervisor, records: Records::default() };
+    let joined = join(pid, group.as_ref(), go);
+    if joined.is_err() {
+        run.signal(libc::SIGKILL);
+    }
+    // Meanwhile the child is at work.
+    group.iter().for_each(cgroup::remove_stale_beside);
     let reason = run.wait(config.timeout);
     stamps.stamp(Milestone::Stopped);
     drop(terminal);
     let finished = run.finish(reason, config.rootless);
+    let usage = group.as_ref().map(Group::usage);
+    // Its own failures are told as warnings: the workload's status is worth more.
+    drop(group);
     stamps.stamp(Milestone::Clean);
-    finished
+    joined?;
+    Ok(Finished { usage, ..finished? })
+}
+
+/// The container's cgroup, if it is to have one.
+fn make_group(config: &Config) -> Result<Option<Group>, LaunchError> {
+    if config.profile == Profile::Minimal {
+        return Ok(None);
+    }
+    let cgroups = Cgroups::detect(Path::new("/"))
+        .map_err(|source| LaunchError::Host { what: "list of cgroups", source })?;
+    let group = Group::create(&cgroups, &config.limits, &cgroup::unique_name()?)?;
+    Ok(Some(group))
+}
+
+/// Puts the init into those groups in which it cannot be born, and lets it go on.
+fn join(pid: libc::pid_t, group: Option<&Group>, go: Option<OwnedFd>) -> Result<(), LaunchError> {
+    let (Some(group), Some(go)) = (group, go) else { return Ok(()) };
+    group.add_to_v1(pid)?;
+    // A child that has failed meanwhile has told why.
+    let _ = nix::unistd::write(go, b"g");
+    Ok(())
 }
 
 /// Creates the child; its number and a descriptor of it, or an errno.
-fn start(plan: &Plan, rootless: bool) -> Result<(libc::pid_t, OwnedFd), i32> {
+fn start(plan: &Plan, rootless: bool, cgroup: Option<BorrowedFd>) -> Result<(libc::pid_t, OwnedFd), i32> {
     let mut namespaces = libc::CLONE_NEWPID
         | libc::CLONE_NEWNS
         | libc::CLONE_NEWNET
@@ -104,6 +151,10 @@ fn start(plan: &Plan, rootless: bool) -> Result<(libc::pid_t, OwnedFd), i32> {
     args.flags = (namespaces | libc::CLONE_PIDFD) as u32 as u64;
     args.pidfd = (&raw mut pidfd) as u64;
     args.exit_signal = libc::SIGCHLD as u64;
+    if let Some(cgroup) = cgroup {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = cgroup.as_raw_fd() as u64;
+    }
     // SAFETY: the structure is live and as long as said. Without CLONE_VM the child has memory of its own, a copy of this
     // process, which has one thread: no lock is held by another.
     let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<libc::clone_args>()) };
@@ -299,6 +350,6 @@ impl Run<'_> {
             (None, None) if records.reset => Reason::Reset,
             (None, None) => Reason::Exited,
         };
-        Ok(Finished { outcome: Outcome { reason, command: records.command } })
+        Ok(Finished { usage: None, outcome: Outcome { reason, command: records.command } })
     }
 }

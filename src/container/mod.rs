@@ -3,12 +3,14 @@
 //! Everything is prepared before the one clone3; the child then makes system calls only ([`child`]), and says over a pipe
 //! which of them failed.
 
+pub mod cgroup;
 mod child;
 mod config;
 mod launch;
 mod outcome;
 mod plan;
 mod root;
+pub mod security;
 mod step;
 
 pub use config::{Config, ConfigError, Profile, Request, RootMode};

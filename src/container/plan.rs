@@ -6,7 +6,8 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
 
-use super::config::{Config, RootMode};
+use super::config::{Config, Profile, RootMode};
+use super::security::default_filter;
 use super::step::Step;
 
 /// Descriptors that the child moves to their places are above those places.
@@ -26,7 +27,11 @@ pub(super) struct Plan<'a> {
     pub report: OwnedFd,
     pub manifest: OwnedFd,
     pub hold: Option<OwnedFd>,
+    /// A pipe from which a byte comes once the child is in its cgroup, if that takes its parent.
+    pub go: Option<OwnedFd>,
     pub user: Option<UserMap>,
+    /// The seccomp filter; without one no paths are masked either.
+    pub filter: Option<Vec<libc::sock_filter>>,
     pub mode: RootMode,
     pub root: &'a CStr,
     pub staging: &'a CStr,
@@ -35,7 +40,8 @@ pub(super) struct Plan<'a> {
 }
 
 impl<'a> Plan<'a> {
-    /// Prepares everything; `report` is the writing end of the pipe for reports.
+    /// Prepares everything; `report` is the writing end of the pipe for reports, `go` the reading end of that which tells
+    /// that the child is in its cgroup.
     ///
     /// # Errors
     /// The step for which the host has no descriptor or memory.
@@ -43,6 +49,7 @@ impl<'a> Plan<'a> {
         config: &'a Config,
         report: &OwnedFd,
         hold: Option<BorrowedFd>,
+        go: Option<&OwnedFd>,
     ) -> Result<Self, (Step, io::Error)> {
         let descriptor = |error| (Step::Descriptors, error);
         let user = config.rootless.then(|| UserMap {
@@ -54,7 +61,9 @@ impl<'a> Plan<'a> {
             report: raise(report.as_raw_fd()).map_err(descriptor)?,
             manifest: manifest(&config.manifest).map_err(descriptor)?,
             hold: hold.map(|fd| raise(fd.as_raw_fd())).transpose().map_err(descriptor)?,
+            go: go.map(|fd| raise(fd.as_raw_fd())).transpose().map_err(descriptor)?,
             user,
+            filter: (config.profile == Profile::Default).then(default_filter),
             mode: config.mode,
             root: &config.root_path,
             staging: &config.staging,

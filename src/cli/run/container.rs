@@ -9,7 +9,9 @@ use thiserror::Error;
 use super::resolve::{self, HOSTNAME, ResolveError};
 use super::summary::milestone_table;
 use super::{Boot, ConsoleChoice, Decompress, GuestChoice, RunArgs, report, say};
-use crate::container::{self, Config, ConfigError, Finished, Request, RootError, RootMode};
+use crate::cli::units::format_size;
+use crate::container::cgroup::{CgroupError, Limits, Usage};
+use crate::container::{self, Config, ConfigError, Finished, LaunchError, Request, RootError, RootMode};
 use crate::host::paths::Paths;
 use crate::machine::outcome::{CommandStatus, exit_code};
 use crate::milestone::supervisor::Supervisor;
@@ -131,7 +133,10 @@ pub(super) fn run(args: &RunArgs, stamps: &Stamps, supervisor: &Supervisor) -> u
         Ok(finished) => summarise(args, &config, stamps, &finished, supervisor),
         Err(error) => {
             report(&error);
-            exit_code::SETUP
+            match error {
+                LaunchError::Cgroup(CgroupError::Value { .. }) => exit_code::CONFIGURATION,
+                _ => exit_code::SETUP,
+            }
         }
     }
 }
@@ -160,6 +165,7 @@ fn configure(args: &RunArgs, supervisor: &Supervisor) -> Result<Config, Containe
         manifest: command.manifest()?,
         hostname: HOSTNAME.into(),
         profile: args.container.profile(),
+        limits: Limits { memory: args.memory, cpus: args.cpus, pids: args.container.pids },
         timeout: args.timeout,
     })?)
 }
@@ -174,6 +180,9 @@ fn dry_run(config: &Config, as_json: bool) -> u8 {
             "init": config.init,
             "namespaces": namespaces,
             "profile": config.profile.name(),
+            "memory_bytes": config.limits.memory,
+            "cpus": config.limits.cpus,
+            "pids": config.limits.pids,
             "timeout_ms": config.timeout.map(|time| time.as_millis() as u64),
         });
         println!("{object:#}");
@@ -184,6 +193,10 @@ fn dry_run(config: &Config, as_json: bool) -> u8 {
     println!("init          {}", config.init.display());
     println!("namespaces    {}", namespaces.join(", "));
     println!("profile       {}", config.profile.name());
+    let none = || "no limit".to_owned();
+    println!("memory        {}", config.limits.memory.map_or_else(none, format_size));
+    println!("processors    {}", config.limits.cpus.map_or_else(none, |cpus| cpus.to_string()));
+    println!("processes     {}", config.limits.pids.map_or_else(none, |pids| pids.to_string()));
     0
 }
 
@@ -230,8 +243,21 @@ fn summary(config: &Config, stamps: &Stamps, finished: &Finished, explanation: O
         "namespaces": config.namespaces(),
         "profile": config.profile.name(),
         "root_mode": config.mode.name(),
+        "cgroup": finished.usage.map(usage),
         "spawned_monotonic_ns": stamps.get(Milestone::Spawned),
         "milestones_ns": stamps.to_json(),
         "log": [],
+    })
+}
+
+fn usage(usage: Usage) -> Value {
+    json!({
+        "peak_memory_bytes": usage.peak_memory,
+        "cpu_user_ns": usage.cpu_user,
+        "cpu_system_ns": usage.cpu_system,
+        "cpu_total_ns": usage.cpu_total,
+        "cpu_throttled_ns": usage.cpu_throttled,
+        "oom_kills": usage.oom_kills,
+        "forks_refused": usage.forks_refused,
     })
 }

@@ -11,4 +11,5 @@ pub mod process;
 pub mod random;
 pub mod runtimes;
 pub mod scheduling;
+pub mod signals;
 pub mod terminal;

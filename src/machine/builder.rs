@@ -29,6 +29,7 @@ use crate::host::random;
 use crate::host::terminal::TerminalError;
 use crate::hypervisor::{self, Hypervisor, Vm};
 use crate::milestone::Stamps;
+use crate::milestone::supervisor::Supervisor;
 use crate::ring3::{self, Board, Ring3Vcpu};
 use crate::workload::initramfs::InitramfsError;
 
@@ -96,6 +97,7 @@ pub fn build<H: Hypervisor>(
     hypervisor: &Arc<H>,
     config: &MachineConfig,
     stamps: Arc<Stamps>,
+    supervisor: Arc<Supervisor>,
 ) -> Result<Machine, BuildError> {
     let memory = allocate_memory(config)?;
     let ring3 = config.guest == Guest::Ring3;
@@ -114,7 +116,7 @@ pub fn build<H: Hypervisor>(
 
     let latch = Arc::new(StopLatch::new().map_err(BuildError::EventFd)?);
     let wake = EventFd::new(EFD_NONBLOCK).map_err(|error| BuildError::EventFd(error.into()))?;
-    let events = Arc::new(EventSink::new(latch.clone(), stamps.clone(), wake));
+    let events = Arc::new(EventSink::new(latch.clone(), stamps.clone(), wake, supervisor));
     let interrupts = match &board {
         Some(board) => Interrupts::Ring3(board),
         None => Interrupts::Apics(&*lines, Box::new(lines.clone())),

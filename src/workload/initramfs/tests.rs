@@ -115,10 +115,11 @@ fn manifest_holds_the_command() {
         term: Some("xterm".into()),
         root: Some(Root { device: "/dev/vda", file_system: "ext4", read_only: true }),
         end: Some("reset".into()),
+        hold: true,
     };
     let bytes = command.manifest().unwrap();
     let records: Vec<_> = manifest::records(&bytes).collect();
-    let expected: [(&str, &[u8]); 17] = [
+    let expected: [(&str, &[u8]); 18] = [
         ("arg", b"sh"),
         ("arg", b"-c"),
         ("arg", b"echo a=b; exit 7"),
@@ -135,6 +136,7 @@ fn manifest_holds_the_command() {
         ("root", b"/dev/vda"),
         ("roottype", b"ext4"),
         ("rootoverlay", b"1"),
+        ("hold", b"1"),
         ("window", b"24x80"),
     ];
     assert_eq!(records, expected.map(|(key, value)| (key.as_bytes(), value)));

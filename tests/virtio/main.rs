@@ -6,6 +6,7 @@
 mod common;
 mod driver;
 mod hostile;
+mod queues;
 mod storage;
 
 use std::fs;

@@ -40,6 +40,10 @@ pub trait Backend: Send {
     /// From now until the next operation is submitted or taken, each that completes wakes whoever waits. Returns whether
     /// one has completed already, or waits to be submitted: then there may be no wake-up for it.
     fn arm(&mut self) -> bool;
+
+    /// The end: begins nothing more, and waits until nothing is under way. It returns only when no operation can touch its
+    /// buffers any more; those that were performed are there to be [taken](Backend::completion).
+    fn rest(&mut self) {}
 }
 
 /// What is to be done.

@@ -13,6 +13,9 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::devices::virtio::chain::Segment;
 
+/// Most bytes that one operation transfers: between operations whoever performs them can be stopped.
+pub const AT_ONCE: u32 = 4 << 20;
+
 /// Where back ends come from.
 pub trait Storage: Send + Sync {
     /// A back end for `depth` operations at a time, which writes to `wake` when one has completed and it is

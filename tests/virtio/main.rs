@@ -8,6 +8,7 @@ mod driver;
 mod hostile;
 mod queues;
 mod storage;
+mod stuck;
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;

@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
 
 use virtio_bindings::bindings::virtio_blk::{VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -13,6 +15,9 @@ use crate::devices::virtio::chain::Segment;
 
 /// How often an operation that is to be tried again is.
 const TRIES: u8 = 16;
+/// How long the host, which is short of something, is left alone before the first of these; then twice as long each time, up
+/// to 16 times: a quarter of a second in all, in which the queue's thread does nothing else.
+const PAUSE: Duration = Duration::from_millis(1);
 /// Bytes of zeros that are kept for storage that cannot zero a range by itself.
 const ZEROS_LEN: usize = 64 << 10;
 /// Bytes that one operation discards or zeros without writing them.
@@ -226,6 +231,9 @@ impl Job {
         };
         match (error.raw_os_error(), action) {
             (Some(libc::EINTR | libc::EAGAIN), _) if self.tries < TRIES => {
+                if error.raw_os_error() == Some(libc::EAGAIN) {
+                    thread::sleep(PAUSE * (1 << self.tries.min(4)));
+                }
                 self.tries += 1;
                 Progress::Perform(operation)
             }

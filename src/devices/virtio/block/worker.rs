@@ -213,10 +213,13 @@ impl Server {
         let table = self.queue.desc_table();
         let chain = chain::read(&self.memory, table, self.queue.size(), head, self.indirect)?;
         let request::Decoded { request, status, room } = request::decode(&chain, &self.memory, &self.limits)?;
-        let mut answer = Answer { head, status, written: room.saturating_add(1) };
+        // From the beginning of the chain on: behind what only a read fills there is the status.
+        let wholly = room == 0 || matches!(request, Ok(Request::Read { .. }));
+        let mut answer = Answer { head, status, written: if wholly { room.saturating_add(1) } else { 0 } };
         let request = match request {
             Ok(Request::GetId { buffers }) => {
-                answer.written = self.write_id(&buffers).saturating_add(1);
+                let written = self.write_id(&buffers);
+                answer.written = written + u32::from(written == room);
                 return self.answer(&answer, VIRTIO_BLK_S_OK as u8);
             }
             Ok(Request::Flush) if self.shared.syncs().have_failed() => {

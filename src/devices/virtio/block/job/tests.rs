@@ -155,7 +155,7 @@ fn large_transfers_take_little_memory_of_our_own() {
 fn trying_again_has_an_end() {
     let mut workshop = workshop(1);
     let mut job = Job::new(0, Request::Flush, false).unwrap();
-    let mut progress = job.advance(&mut workshop);
+    let (mut progress, start) = (job.advance(&mut workshop), std::time::Instant::now());
     for _ in 0..TRIES {
         let operation = operation(progress);
         let result = Err(io::Error::from_raw_os_error(libc::EAGAIN));
@@ -164,6 +164,7 @@ fn trying_again_has_an_end() {
     let operation = operation(progress);
     let result = Err(io::Error::from_raw_os_error(libc::EAGAIN));
     assert_eq!(status(job.complete(Completion { operation, result }, &mut workshop)), 1);
+    assert!(start.elapsed() > 100 * PAUSE, "the host had time to get what it lacked");
 }
 
 #[test]

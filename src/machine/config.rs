@@ -114,6 +114,8 @@ pub struct Request {
     pub disks: Vec<DiskOptions>,
     /// How operations on them are performed where the host lets it.
     pub disk_engine: Engine,
+    /// They are only looked at: others may use them.
+    pub look_at_disks: bool,
     /// See [`MachineConfig::kernel_notifications`].
     pub kernel_notifications: bool,
     /// Time limit.
@@ -151,7 +153,7 @@ pub struct MachineConfig {
     /// The initramfs and where it goes.
     pub initramfs: Option<(Initramfs, boot_info::Initramfs)>,
     pub console: Console,
-    /// The disks, open and locked.
+    /// The disks, open, and locked if they are to be used.
     pub disks: Vec<Disk>,
     /// KVM turns notifications of disks into events by itself (KVM_IOEVENTFD), instead of an exit for each.
     pub kernel_notifications: bool,
@@ -232,8 +234,16 @@ impl Hardware {
         if request.disks.len() > VIRTIO_GSIS.len() {
             return Err(ConfigError::Disks(request.disks.len()));
         }
-        let open = |options| Disk::open(options, request.disk_engine);
-        let disks = request.disks.iter().map(open).collect::<Result<_, _>>()?;
+        let open = if request.look_at_disks { Disk::look_at } else { Disk::open };
+        let mut disks: Vec<Disk> = Vec::with_capacity(request.disks.len());
+        for options in &request.disks {
+            let disk = open(options, request.disk_engine)?;
+            // Otherwise the lock tells.
+            if request.look_at_disks && disks.iter().any(|other| other.conflicts_with(&disk)) {
+                return Err(DiskError::Locked(options.path.clone()).into());
+            }
+            disks.push(disk);
+        }
         Ok(Self { memory, cpus, kernel, linux, protocol, disks })
     }
 
@@ -288,6 +298,7 @@ mod tests {
             console: Console::Interactive,
             disks: Vec::new(),
             disk_engine: Engine::Plain,
+            look_at_disks: false,
             kernel_notifications: false,
             timeout: None,
         };

@@ -6,10 +6,13 @@
 mod common;
 
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use common::{Run, run, tandem};
+use tandem::devices::virtio::block::disk::{Disk, DiskOptions, Engine};
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -161,6 +164,43 @@ fn a_dry_run_tells_of_disks_and_their_engine() {
         let word = if engine == "plain" { "system calls," } else { "io_uring" };
         assert!(line.contains(word), "{line}");
     }
+}
+
+/// The line of a disk in a dry run with these variables; what else is on the command line comes last.
+fn disk_line(command: &mut Command, disk: &str) -> String {
+    let kernel = bare_kernel();
+    command.args(["run", "--boot", "linux64", "--dry-run", "--disk", disk, "--kernel"]).arg(kernel.path());
+    let run = run(command, b"", LIMIT);
+    assert_eq!(run.code, Some(0), "{run:?}");
+    run.text().lines().find(|line| line.starts_with("disk")).expect("a line").to_owned()
+}
+
+#[test]
+fn a_dry_run_of_a_host_that_refuses_io_uring_says_so() {
+    let disk = file(&[0; 1024]);
+    for (errno, word) in [(libc::EPERM, "not permitted"), (libc::ENOSYS, "not implemented")] {
+        let mut command = tandem();
+        let refuse = move || common::seccomp::refuse([libc::SYS_io_uring_setup], errno);
+        // SAFETY: between fork and exec it makes system calls only.
+        unsafe { command.pre_exec(refuse) };
+        let line = disk_line(&mut command, path(&disk));
+        assert!(line.contains(", system calls (no io_uring: ") && line.contains(word), "{line}");
+    }
+}
+
+#[test]
+fn a_dry_run_does_not_mind_that_a_disk_is_in_use() {
+    let disk = file(&[0; 1024]);
+    let used = Disk::open(&DiskOptions::new(disk.path()), Engine::Plain).expect("the disk");
+    assert!(
+        disk_line(&mut tandem(), path(&disk)).ends_with(", in use by another virtual machine at the moment")
+    );
+    drop(used);
+    assert!(!disk_line(&mut tandem(), path(&disk)).contains("in use"));
+    // Nor is it one of its own.
+    let kernel = bare_kernel();
+    let options = ["run", "--boot", "linux64", "--dry-run", "--kernel", path(&kernel)];
+    refused(&[&options[..], &["--disk", path(&disk), "--disk", path(&disk)]].concat(), 126, &["in use"]);
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! Runs the `tandem` binary under a watchdog.
 #![allow(dead_code)] // each test program uses its part
 
+pub mod seccomp;
+
 use std::fs::OpenOptions;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};

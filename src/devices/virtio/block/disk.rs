@@ -12,7 +12,7 @@ use thiserror::Error;
 use virtio_bindings::bindings::virtio_blk::VIRTIO_BLK_ID_BYTES;
 use vmm_sys_util::eventfd::EventFd;
 
-use self::host::{check_format, direct_alignment, lock, make_blocking, open};
+use self::host::{check_format, direct_alignment, is_locked, lock, make_blocking, open};
 use super::features::{Geometry, SECTOR};
 use super::plain::Plain;
 use super::storage::{Backend, Storage};
@@ -35,7 +35,8 @@ pub enum DiskError {
     #[error("{} is neither a file nor a block device", .0.display())]
     Kind(PathBuf),
     #[error(
-        "{} is a {format} image, and Tandem takes raw ones: qemu-img convert -O raw {} {}.raw",
+        "{} looks like a {format} image, and Tandem takes raw ones: qemu-img convert -O raw {} {}.raw; if it is raw, and its \
+         guest has written that into it, add ,format=raw to --disk",
         path.display(), path.display(), path.display()
     )]
     Format { path: PathBuf, format: &'static str },
@@ -77,12 +78,14 @@ pub struct DiskOptions {
     pub direct: bool,
     /// Number of queues.
     pub queues: u16,
+    /// It is raw whatever it looks like: a guest may write the beginning of another format into its disk.
+    pub raw: bool,
 }
 
 impl DiskOptions {
     /// A disk of one queue, to be written, through the host's page cache.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), readonly: false, serial: None, direct: false, queues: 1 }
+        Self { path: path.into(), readonly: false, serial: None, direct: false, queues: 1, raw: false }
     }
 }
 
@@ -113,12 +116,12 @@ impl Engine {
     }
 }
 
-/// A disk that is open and locked.
+/// A disk that is open, and locked if it is to be used.
 #[derive(Clone, Debug)]
 pub struct Disk {
     file: Arc<File>,
     /// Holds the lock, and is closed at once when the last of this goes: a ring lets go of its file some time later.
-    _lock: Arc<File>,
+    lock: Arc<File>,
     path: PathBuf,
     geometry: Geometry,
     serial: Option<String>,
@@ -136,6 +139,16 @@ impl Disk {
     /// # Errors
     /// See [`DiskError`].
     pub fn open(options: &DiskOptions, engine: Engine) -> Result<Self, DiskError> {
+        let disk = Self::look_at(options, engine)?;
+        lock(&disk.lock, options)?;
+        Ok(disk)
+    }
+
+    /// The same for one that is not used, whether or not somebody else uses it.
+    ///
+    /// # Errors
+    /// See [`DiskError`].
+    pub fn look_at(options: &DiskOptions, engine: Engine) -> Result<Self, DiskError> {
         let path = options.path.clone();
         let printable = |serial: &String| {
             (1..=SERIAL_LEN).contains(&serial.len())
@@ -154,8 +167,6 @@ impl Disk {
         if !kind.is_file() && !kind.is_block_device() {
             return Err(DiskError::Kind(path));
         }
-        lock(&lock_file, options)?;
-        check_format(&lock_file, options)?;
         let file = open(options, options.direct)?;
         let same =
             |file: io::Result<Metadata>| file.map(|m| (m.dev(), m.ino()) == (metadata.dev(), metadata.ino()));
@@ -165,6 +176,9 @@ impl Disk {
         make_blocking(&file, options).map_err(unreadable)?;
         // Of a block device the metadata tell no size.
         let len = io::Seek::seek(&mut &file, io::SeekFrom::End(0)).map_err(unreadable)?;
+        if !options.raw {
+            check_format(&lock_file, len, options)?;
+        }
         let (block, alignment) = if options.direct { direct_alignment(&file) } else { (SECTOR as u32, 1) };
         if len == 0 {
             return Err(DiskError::Empty(path));
@@ -179,7 +193,7 @@ impl Disk {
         let (file, serial) = (Arc::new(file), options.serial.clone());
         Ok(Self {
             file,
-            _lock: Arc::new(lock_file),
+            lock: Arc::new(lock_file),
             path,
             geometry,
             serial,
@@ -192,6 +206,17 @@ impl Disk {
     /// Where it is on the host.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Whether somebody else uses it, beside whom it cannot be used.
+    pub fn is_in_use(&self) -> bool {
+        is_locked(&self.lock, self.geometry.writable)
+    }
+
+    /// Whether both are the same file, and that cannot be.
+    pub fn conflicts_with(&self, other: &Self) -> bool {
+        let id = |disk: &Self| disk.lock.metadata().map(|metadata| (metadata.dev(), metadata.ino())).ok();
+        (self.geometry.writable || other.geometry.writable) && id(self) == id(other)
     }
 
     /// The open file.

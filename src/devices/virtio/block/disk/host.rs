@@ -10,11 +10,15 @@ use crate::devices::virtio::block::features::SECTOR;
 
 /// What transfers past the host's cache must be aligned to where the kernel does not say.
 const DIRECT_ALIGNMENT: u32 = 4096;
+/// Bytes of a VHD's footer, which is the last of the file.
+const VHD_FOOTER_LEN: u64 = 512;
 /// Images that are not raw, by the bytes at an offset.
-const FORMATS: [(u64, &[u8], &str); 4] = [
+const FORMATS: [(u64, &[u8], &str); 5] = [
     (0, b"QFI\xfb", "qcow2"),
     (0, b"KDMV", "VMDK"),
     (0, b"vhdxfile", "VHDX"),
+    // One that grows begins with a copy of its footer.
+    (0, b"conectix", "VHD"),
     (0x40, b"\x7f\x10\xda\xbe", "VDI"),
 ];
 
@@ -51,13 +55,18 @@ pub(super) fn make_blocking(file: &File, options: &DiskOptions) -> io::Result<()
     }
 }
 
-/// Locks the whole file for as long as it is open, whoever else has it open in this process: for itself if it is to be
-/// written, else with others who only read it.
-pub(super) fn lock(file: &File, options: &DiskOptions) -> Result<(), DiskError> {
-    let kind = if options.readonly { libc::F_RDLCK } else { libc::F_WRLCK };
-    // SAFETY: all-zero bytes are a valid flock: the whole file, whatever its length.
+/// A lock of the whole file, whatever its length: for oneself if it is to be written, else with others who only read it.
+fn whole(writable: bool) -> libc::flock {
+    // SAFETY: all-zero bytes are a valid flock.
     let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    let kind = if writable { libc::F_WRLCK } else { libc::F_RDLCK };
     (lock.l_type, lock.l_whence) = (kind as libc::c_short, libc::SEEK_SET as libc::c_short);
+    lock
+}
+
+/// Locks the whole file for as long as it is open, whoever else has it open in this process.
+pub(super) fn lock(file: &File, options: &DiskOptions) -> Result<(), DiskError> {
+    let lock = whole(!options.readonly);
     // SAFETY: the descriptor is open, and the lock is valid for reads.
     if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) } == 0 {
         return Ok(());
@@ -70,9 +79,18 @@ pub(super) fn lock(file: &File, options: &DiskOptions) -> Result<(), DiskError> 
     }
 }
 
+/// Whether somebody else's lock is in the way of one.
+pub(super) fn is_locked(file: &File, writable: bool) -> bool {
+    let mut lock = whole(writable);
+    // SAFETY: the descriptor is open, and the lock is valid for reads and writes.
+    let known = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_GETLK, &raw mut lock) } == 0;
+    known && lock.l_type != libc::F_UNLCK as libc::c_short
+}
+
 /// A virtual machine would see the insides of an image of another format, and destroy them.
-pub(super) fn check_format(file: &File, options: &DiskOptions) -> Result<(), DiskError> {
-    for (offset, magic, format) in FORMATS {
+pub(super) fn check_format(file: &File, len: u64, options: &DiskOptions) -> Result<(), DiskError> {
+    let footer = len.checked_sub(VHD_FOOTER_LEN).map(|offset| (offset, b"conectix".as_slice(), "VHD"));
+    for (offset, magic, format) in FORMATS.into_iter().chain(footer) {
         let mut found = [0; 8];
         let found = found.get_mut(..magic.len()).unwrap_or_default();
         if file.read_exact_at(found, offset).is_ok() && found == magic {

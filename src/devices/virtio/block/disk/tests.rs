@@ -31,8 +31,10 @@ fn what_is_no_disk_is_refused_with_a_remedy() {
     let mut vdi = [0; 512];
     vdi[0x40..0x44].copy_from_slice(b"\x7f\x10\xda\xbe");
     let qcow2 = [b"QFI\xfb".as_slice(), &[0; 508]].concat();
+    let fixed_vhd = [&[0; 512], b"conectix".as_slice(), &[0; 504]].concat();
     for (contents, words) in [
-        (qcow2.as_slice(), &["qcow2", "qemu-img convert -O raw"][..]),
+        (qcow2.as_slice(), &["qcow2", "qemu-img convert -O raw", ",format=raw"][..]),
+        (&fixed_vhd, &["VHD", "qemu-img convert"]),
         (&vdi, &["VDI", "qemu-img convert"]),
         (&[], &["empty", "truncate"]),
         (&[0; 700], &["700", "truncate -s %512"]),
@@ -59,4 +61,28 @@ fn serial_numbers_and_queues_have_limits() {
     let serial = Some("12345678901234567890".to_owned());
     let disk = open(&DiskOptions { serial: serial.clone(), queues: MAX_QUEUES, ..options }).unwrap();
     assert_eq!((disk.serial(), disk.geometry().len), (serial.as_deref(), 512));
+}
+
+#[test]
+fn what_looks_like_another_format_may_be_raw() {
+    // As the guest of a raw image may make it.
+    let file = image(&[b"QFI\xfb".as_slice(), &[0; 508]].concat());
+    assert!(open(&DiskOptions { raw: true, ..DiskOptions::new(file.path()) }).is_ok());
+}
+
+#[test]
+fn who_only_looks_takes_no_lock_and_needs_none() {
+    let file = image(&[0; 1024]);
+    let options = DiskOptions::new(file.path());
+    let look = |readonly| {
+        let options = DiskOptions { readonly, ..options.clone() };
+        Disk::look_at(&options, Engine::Plain).unwrap()
+    };
+    let (looks, shares) = (look(false), look(true));
+    assert!(!looks.is_in_use() && looks.conflicts_with(&shares) && !shares.conflicts_with(&look(true)));
+    let used = open(&options).unwrap();
+    assert!(looks.is_in_use() && shares.is_in_use() && !used.is_in_use());
+    drop(used);
+    let _read = open(&DiskOptions { readonly: true, ..options.clone() }).unwrap();
+    assert!(looks.is_in_use() && !shares.is_in_use());
 }

@@ -6,7 +6,6 @@
 mod common;
 
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -166,6 +165,23 @@ fn a_dry_run_tells_of_disks_and_their_engine() {
     }
 }
 
+#[test]
+fn descriptors_for_disks_are_seen_to_before_the_start() {
+    let (kernel, disk) = (bare_kernel(), file(&[0; 1024]));
+    let disk = format!("{},readonly,queues=16", path(&disk));
+    let with = |soft, hard| {
+        let mut command = tandem();
+        command.args(["run", "--boot", "linux64", "--dry-run", "--kernel", path(&kernel)]);
+        command.args(["--disk", &disk].repeat(4));
+        common::limit_descriptors(&mut command, soft, hard);
+        run(&mut command, b"", LIMIT)
+    };
+    let run = with(40, 100);
+    run.assert(126, "");
+    assert!(run.stderr.contains("64 queues") && run.stderr.contains("may have 100: raise"), "{}", run.stderr);
+    assert_eq!(with(40, 1000).code, Some(0));
+}
+
 /// The line of a disk in a dry run with these variables; what else is on the command line comes last.
 fn disk_line(command: &mut Command, disk: &str) -> String {
     let kernel = bare_kernel();
@@ -180,9 +196,7 @@ fn a_dry_run_of_a_host_that_refuses_io_uring_says_so() {
     let disk = file(&[0; 1024]);
     for (errno, word) in [(libc::EPERM, "not permitted"), (libc::ENOSYS, "not implemented")] {
         let mut command = tandem();
-        let refuse = move || common::seccomp::refuse([libc::SYS_io_uring_setup], errno);
-        // SAFETY: between fork and exec it makes system calls only.
-        unsafe { command.pre_exec(refuse) };
+        common::refuse_io_uring(&mut command, errno);
         let line = disk_line(&mut command, path(&disk));
         assert!(line.contains(", system calls (no io_uring: ") && line.contains(word), "{line}");
     }

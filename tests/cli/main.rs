@@ -6,6 +6,7 @@
 mod common;
 
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -215,6 +216,50 @@ fn a_dry_run_does_not_mind_that_a_disk_is_in_use() {
     let kernel = bare_kernel();
     let options = ["run", "--boot", "linux64", "--dry-run", "--kernel", path(&kernel)];
     refused(&[&options[..], &["--disk", path(&disk), "--disk", path(&disk)]].concat(), 126, &["in use"]);
+}
+
+/// A host whose mke2fs is a script; `tandem image create`, which runs it, and the image's path.
+fn create_by(dir: &Path, script: &str) -> (Command, std::path::PathBuf) {
+    let [tools, tree, output] = ["tools", "tree", "a.ext4"].map(|name| dir.join(name));
+    [&tools, &tree].iter().for_each(|dir| std::fs::create_dir(dir).expect("a directory"));
+    let tool = tools.join("mke2fs");
+    std::fs::write(&tool, format!("#!/bin/sh\n{script}\n")).expect("the script");
+    std::fs::set_permissions(&tool, PermissionsExt::from_mode(0o755)).expect("its mode");
+    let mut command = tandem();
+    command.env("PATH", format!("{}:/usr/bin:/bin", tools.display()));
+    command.args(["image", "create"]).arg(&output).arg("--from").arg(&tree);
+    (command, output)
+}
+
+fn entries(dir: &Path) -> usize {
+    std::fs::read_dir(dir).expect("the directory").count()
+}
+
+#[test]
+fn an_image_that_somebody_else_has_made_meanwhile_stays() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let theirs = format!("echo theirs >{}/a.ext4", dir.path().display());
+    let (mut command, output) = create_by(dir.path(), &theirs);
+    let run = run(&mut command, b"", LIMIT);
+    run.assert(126, "");
+    assert!(run.stderr.contains("exists already"), "{}", run.stderr);
+    assert_eq!(std::fs::read(&output).expect("the image"), b"theirs\n");
+    assert_eq!(entries(dir.path()), 3, "nothing is left behind");
+}
+
+#[test]
+fn an_image_that_cannot_be_made_to_last_is_none() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (mut command, output) = create_by(dir.path(), ":");
+    common::refuse_syncs(&mut command, libc::EIO);
+    let refused = run(&mut command, b"", LIMIT);
+    refused.assert(126, "");
+    assert!(refused.stderr.contains("cannot write") && !output.exists(), "{}", refused.stderr);
+    assert_eq!(entries(dir.path()), 2, "nothing is left behind");
+    let dir = tempfile::tempdir().expect("a directory");
+    let (mut command, output) = create_by(dir.path(), ":");
+    run(&mut command, b"", LIMIT).assert(0, "");
+    assert!(output.is_file() && entries(dir.path()) == 3);
 }
 
 #[test]

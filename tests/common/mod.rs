@@ -68,6 +68,13 @@ pub fn refuse_io_uring(command: &mut Command, errno: i32) {
     unsafe { command.pre_exec(refuse) };
 }
 
+/// Has the kernel refuse to a program to make a file's contents last, with this error.
+pub fn refuse_syncs(command: &mut Command, errno: i32) {
+    let refuse = move || seccomp::refuse([libc::SYS_fdatasync], errno);
+    // SAFETY: between fork and exec it makes system calls only.
+    unsafe { command.pre_exec(refuse) };
+}
+
 /// The program under test.
 pub fn tandem() -> Command {
     let binary = std::env::var_os("TANDEM_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_tandem").into());

@@ -19,7 +19,7 @@ pub struct Shared {
     /// What the driver has chosen in the configuration.
     writeback: AtomicBool,
     syncs: Arc<Syncs>,
-    complained: [AtomicBool; 7],
+    complained: [AtomicBool; 8],
 }
 
 impl Shared {
@@ -129,6 +129,17 @@ impl Shared {
     pub fn complain_of_host(&self, error: &io::Error) {
         if self.is_first(6) {
             tracing::error!("{}: cannot serve a queue: {error}", self.name);
+        }
+    }
+
+    /// Tells the user once that the machine's end does not wait for the storage any longer.
+    pub fn complain_of_silence(&self) {
+        if self.is_first(7) {
+            tracing::error!(
+                "{}: the storage does not answer; what is under way is left behind. Should this process stay, the host's \
+                 kernel waits for that storage as well",
+                self.name
+            );
         }
     }
 

@@ -29,6 +29,7 @@ pub struct Worker {
     stop: Arc<AtomicBool>,
     notify: Arc<EventFd>,
     signals: Arc<Signals>,
+    shared: Arc<Shared>,
     /// Closed when the thread has ended.
     ended: Receiver<()>,
     thread: Option<JoinHandle<()>>,
@@ -43,7 +44,7 @@ impl Worker {
         let stop = Arc::new(AtomicBool::new(false));
         let (notify, signals) = (start.notify.clone(), start.signals.clone());
         let (end, ended) = mpsc::channel::<()>();
-        let told = stop.clone();
+        let (told, disk) = (stop.clone(), shared.clone());
         let name = format!("disk queue {}", start.number);
         let thread = thread::Builder::new().name(name).spawn(move || {
             // Dropped last.
@@ -57,7 +58,7 @@ impl Worker {
                 }
             }
         })?;
-        Ok(Self { stop, notify, signals, ended, thread: Some(thread) })
+        Ok(Self { stop, notify, signals, shared: disk, ended, thread: Some(thread) })
     }
 }
 
@@ -71,7 +72,7 @@ impl Drop for Worker {
         while self.ended.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
             if self.signals.is_overdue() {
                 // What it uses is its own as well, and the process is about to end.
-                tracing::error!("the storage of a disk does not answer; what is under way is left behind");
+                self.shared.complain_of_silence();
                 return;
             }
         }

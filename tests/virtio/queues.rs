@@ -214,3 +214,27 @@ fn a_queue_that_ends_gives_its_turn_to_the_others() {
     rings.driver.write(driver::QUEUE_READY, 0);
     assert_eq!(rings.status(1), 0);
 }
+
+/// A host that has no means to serve a queue.
+struct Nothing;
+
+impl Storage for Nothing {
+    fn backend(&self, _: u16, _: &EventFd) -> io::Result<Box<dyn Backend>> {
+        Err(io::Error::from_raw_os_error(libc::EMFILE))
+    }
+}
+
+#[test]
+fn a_queue_that_cannot_be_served_asks_for_a_reset() {
+    let memory = memory();
+    let block = Block::on_storage("test".into(), "", Box::new(Nothing), GEOMETRY, 1, memory.clone());
+    let mut driver = driver(block, memory);
+    driver.negotiate(ALL);
+    driver.set_up(&Ring::new(0, 0x10_0000, 16));
+    let seen = driver.line.count();
+    driver.write(STATUS, 15);
+    driver.line.wait(seen);
+    assert_eq!(driver.read(STATUS) & driver::NEEDS_RESET, driver::NEEDS_RESET);
+    driver.write(STATUS, 0);
+    assert_eq!(driver.read(STATUS), 0);
+}

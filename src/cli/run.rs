@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 
 use self::disk::DiskArg;
@@ -52,7 +53,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
     /// Disk image or block device, raw, as the guest's next disk (/dev/vda, /dev/vdb, ...); repeatable
-    #[arg(long, value_name = "PATH[,readonly][,direct][,serial=NAME][,queues=N]")]
+    #[arg(long, value_name = "PATH[,readonly][,direct][,serial=NAME][,queues=N][,format=raw]", value_parser = disk_parser())]
     disk: Vec<DiskArg>,
     /// Boot from the first disk: its ext4, squashfs or erofs is the guest's root file system
     #[arg(long, requires = "disk", conflicts_with_all = ["root", "initrd"])]
@@ -158,6 +159,11 @@ enum ConsoleChoice {
     Serial,
     /// Nothing
     None,
+}
+
+/// The parser of `--disk`.
+fn disk_parser() -> impl TypedValueParser<Value = DiskArg> {
+    OsStringValueParser::new().try_map(|value| disk::parse(&value))
 }
 
 /// Which KVM this host has, found out when asked.

@@ -11,6 +11,7 @@ mod plain;
 mod request;
 mod shared;
 pub mod storage;
+mod syncs;
 mod uring;
 mod worker;
 

@@ -1,5 +1,6 @@
 //! The command line: one file per subcommand.
 
+mod bench;
 mod doctor;
 mod image;
 mod log;
@@ -46,6 +47,9 @@ enum Command {
     /// Boot a guest: to a shell, or to run one command
     #[command(after_help = EXIT_CODES)]
     Run(Box<run::RunArgs>),
+    /// Measure what the same command costs as a process, in containers and in virtual machines
+    #[command(after_help = bench::EXIT_CODES)]
+    Bench(Box<bench::BenchArgs>),
     /// Show the guests that are built, and make disk images
     Image(image::ImageArgs),
     /// Tell what this host can do, and what to do about what it cannot
@@ -70,6 +74,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
     log::to_stderr();
     match cli.command {
         Command::Run(args) => run::run(*args, kvm.unwrap_or_else(KvmHypervisor::open), began),
+        Command::Bench(args) => bench::run(&args),
         Command::Image(args) => image::run(&args),
         Command::Doctor(args) => doctor::run(&args),
     }

@@ -1,0 +1,236 @@
+//! What all contestants run: a command in a root file system.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
+use nix::sys::stat::Mode;
+use thiserror::Error;
+
+use crate::host::paths::{GuestImages, Paths, PathsError, RING3, STANDARD};
+
+/// The variables of the command, the same in all: those that `tandem-init` sets.
+pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+const HOME: &str = "/root";
+
+/// There is nothing to run.
+#[derive(Debug, Error)]
+pub enum WorkloadError {
+    #[error("no root file system: give one with --root DIR")]
+    NoRoot(#[source] PathsError),
+    #[error("cannot use {} as a root file system", path.display())]
+    Root { path: PathBuf, source: io::Error },
+    #[error("cannot unpack {}", path.display())]
+    Unpack { path: PathBuf, source: io::Error },
+    #[error("{command} is not in the root file system {}", root.display())]
+    NotFound { command: String, root: PathBuf },
+    #[error("{command} in the root file system {} cannot be executed", root.display())]
+    NotExecutable { command: String, root: PathBuf },
+}
+
+/// The workload, and what it is given.
+#[derive(Clone, Debug)]
+pub struct Workload {
+    /// The program first.
+    pub command: Vec<OsString>,
+    /// Its root file system, absolute and without symbolic links.
+    pub root: PathBuf,
+    /// It is the built guest's, unpacked: a VM takes the archive itself.
+    pub built: bool,
+    /// The program in its root, as an absolute path there; and the file, as a path here.
+    pub program: PathBuf,
+    pub file: PathBuf,
+    /// Processors and bytes of memory given to those that can be limited.
+    pub cpus: Option<f64>,
+    pub memory: Option<u64>,
+    /// The program `tandem`.
+    pub tandem: PathBuf,
+}
+
+impl Workload {
+    /// Looks the command up in the root, or in the built guest's root file system, which is unpacked into the cache.
+    ///
+    /// # Errors
+    /// See [`WorkloadError`].
+    pub fn new(command: Vec<OsString>, root: Option<&Path>, paths: &Paths) -> Result<Self, WorkloadError> {
+        let built = root.is_none();
+        let root = match root {
+            Some(root) => root
+                .canonicalize()
+                .and_then(|path| if path.is_dir() { Ok(path) } else { Err(Errno::ENOTDIR.into()) })
+                .map_err(|source| WorkloadError::Root { path: root.to_owned(), source })?,
+            None => unpacked(paths)?,
+        };
+        let (program, file) = find(&command, &root)?;
+        Ok(Self {
+            command,
+            root,
+            built,
+            program,
+            file,
+            cpus: None,
+            memory: None,
+            tandem: PathBuf::from("/proc/self/exe"),
+        })
+    }
+
+    /// The environment of the command.
+    pub fn env() -> Vec<(OsString, OsString)> {
+        vec![("PATH".into(), PATH.into()), ("HOME".into(), HOME.into())]
+    }
+
+    /// Whether the program needs no loader, and no libraries, from its root.
+    pub fn is_static(&self) -> bool {
+        is_static(&self.file).unwrap_or(false)
+    }
+}
+
+/// The program as a path in the root, and its file as a path here.
+fn find(command: &[OsString], root: &Path) -> Result<(PathBuf, PathBuf), WorkloadError> {
+    let name = command.first().map(PathBuf::from).unwrap_or_default();
+    let shown = || name.display().to_string();
+    let candidates = match name.components().count() {
+        1 if !name.is_absolute() => std::env::split_paths(PATH).map(|dir| dir.join(&name)).collect(),
+        // Relative to the working directory, which is the root.
+        _ => vec![Path::new("/").join(&name)],
+    };
+    let mut found = false;
+    for candidate in candidates {
+        let Ok(file) = in_root(root, &candidate) else { continue };
+        found = true;
+        let executable = |metadata: fs::Metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0;
+        if file.metadata().is_ok_and(executable) {
+            return Ok((candidate, file));
+        }
+    }
+    let root = root.to_owned();
+    Err(match found {
+        true => WorkloadError::NotExecutable { command: shown(), root },
+        false => WorkloadError::NotFound { command: shown(), root },
+    })
+}
+
+/// The file that a path means to a process whose root this is.
+fn in_root(root: &Path, path: &Path) -> io::Result<PathBuf> {
+    let root = open(root, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+    let how = OpenHow::new()
+        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::RESOLVE_IN_ROOT);
+    let file = openat2(root.as_fd(), path, how)?;
+    fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))
+}
+
+/// Whether an ELF file has no interpreter (ELF-64 object file format: header and program headers).
+fn is_static(path: &Path) -> io::Result<bool> {
+    const PT_INTERP: u32 = 3;
+    let file = File::open(path)?;
+    let mut header = [0; 64];
+    file.read_exact_at(&mut header, 0)?;
+    let bytes = |at: usize, len: usize| header.get(at..at + len).unwrap_or_default();
+    if bytes(0, 5) != b"\x7fELF\x02" {
+        return Ok(false);
+    }
+    let number = |bytes: &[u8]| bytes.iter().rev().fold(0u64, |sum, byte| sum << 8 | u64::from(*byte));
+    let (offset, size, count) = (number(bytes(32, 8)), number(bytes(54, 2)), number(bytes(56, 2)));
+    for index in 0..count {
+        let mut kind = [0; 4];
+        let at = index.checked_mul(size).and_then(|at| at.checked_add(offset));
+        file.read_exact_at(&mut kind, at.ok_or(Errno::ENOEXEC)?)?;
+        if u32::from_le_bytes(kind) == PT_INTERP {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// The built guest's root file system as a directory in the cache; unpacked if it is not there yet.
+fn unpacked(paths: &Paths) -> Result<PathBuf, WorkloadError> {
+    // They have the same.
+    let images = paths.guest_images(STANDARD).or_else(|_| paths.guest_images(RING3));
+    let images = images.map_err(WorkloadError::NoRoot)?;
+    let hash = images.manifest().map_err(WorkloadError::NoRoot)?.hash;
+    let parent = paths.cache_dir().map_err(WorkloadError::NoRoot)?.join("bench");
+    let root = parent.join(format!("root-{}", hash.replace('/', "_")));
+    if !root.is_dir() {
+        unpack(&images, &parent, &root)
+            .map_err(|source| WorkloadError::Unpack { path: images.initramfs.clone(), source })?;
+    }
+    root.canonicalize().map_err(|source| WorkloadError::Root { path: root, source })
+}
+
+fn unpack(images: &GuestImages, parent: &Path, root: &Path) -> io::Result<()> {
+    fs::create_dir_all(parent)?;
+    let work = tempfile::Builder::new().prefix(".unpack").tempdir_in(parent)?;
+    let mut archive = io::BufReader::new(File::open(&images.initramfs)?);
+    let mut links = String::new();
+    loop {
+        let mut member = cpio::newc::Reader::new(archive)?;
+        if member.entry().is_trailer() {
+            break;
+        }
+        let name = PathBuf::from(member.entry().name());
+        let mode = member.entry().mode();
+        let plain = name.components().all(|part| matches!(part, std::path::Component::Normal(_)));
+        // What Tandem itself adds to a guest is no part of the workload's world.
+        if name == Path::new(".tandem/applets") {
+            member.read_to_string(&mut links)?;
+        } else if plain && !name.starts_with(".tandem") && name != Path::new("init") {
+            unpack_member(&mut member, &work.path().join(&name), mode)?;
+        }
+        archive = member.finish()?;
+    }
+    // As the guest's init makes them.
+    for link in links.lines().filter(|link| !link.is_empty() && !link.contains('/')) {
+        match std::os::unix::fs::symlink("busybox", work.path().join("bin").join(link)) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+    }
+    fs::set_permissions(work.path(), fs::Permissions::from_mode(0o755))?;
+    match fs::rename(work.path(), root) {
+        // Another bench was faster.
+        Err(_) if root.is_dir() => Ok(()),
+        result => result,
+    }
+}
+
+fn unpack_member(member: &mut impl Read, path: &Path, mode: u32) -> io::Result<()> {
+    match mode & libc::S_IFMT {
+        libc::S_IFDIR => {
+            fs::create_dir_all(path)?;
+            fs::set_permissions(path, fs::Permissions::from_mode(mode & 0o7777))
+        }
+        libc::S_IFLNK => {
+            let mut target = String::new();
+            member.read_to_string(&mut target)?;
+            std::os::unix::fs::symlink(target, path)
+        }
+        libc::S_IFREG => {
+            io::copy(member, &mut File::create(path)?)?;
+            fs::set_permissions(path, fs::Permissions::from_mode(mode & 0o7777))
+        }
+        // Devices: every contestant has its own.
+        _ => Ok(()),
+    }
+}
+
+/// Words as a shell would take them.
+pub fn shell_words(words: &[OsString]) -> String {
+    let quoted = words.iter().map(|word| {
+        let word = word.to_string_lossy();
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
+        match !word.is_empty() && word.chars().all(plain) {
+            true => word.into_owned(),
+            false => format!("'{}'", word.replace('\'', "'\\''")),
+        }
+    });
+    quoted.collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,11 +1,12 @@
 //! Tandem: a lightweight virtual machine monitor on KVM.
 //!
-//! The rooms, from the top down; each may use those below it: `cli`, `machine`, `ring3`, `devices`, `arch`, `hypervisor`,
+//! The rooms, from the top down; each may use those below it: `cli`, `container`, `machine`, `ring3`, `devices`, `arch`, `hypervisor`,
 //! `workload`, `milestone`, `host`. See `docs/architecture.md`.
 
 pub mod arch;
 pub mod bench;
 pub mod cli;
+pub mod container;
 pub mod devices;
 pub mod host;
 pub mod hypervisor;

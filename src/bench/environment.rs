@@ -109,7 +109,9 @@ pub fn conclude(environment: &mut Environment, before: &Conditions) -> Vec<Strin
 pub fn warnings(conditions: &Conditions) -> Vec<String> {
     let mut warnings = Vec::new();
     if cfg!(debug_assertions) {
-        warnings.push("this is a development build of Tandem, which is slower: use `cargo build --release`".into());
+        warnings.push(
+            "this is a development build of Tandem, which is slower: use `cargo build --release`".into(),
+        );
     }
     if conditions.load > conditions.processors as f64 * BUSY {
         warnings.push(format!(
@@ -198,7 +200,8 @@ mod tests {
         let mut environment = describe(&Conditions::now(), &[]);
         conclude(&mut environment, &Conditions::now());
         for name in ["cpu", "governor", "kernel", "kvm", "steal", "cgroups", "tandem"] {
-            let found: Vec<_> = environment.0.iter().filter(|(n, value)| n == name && !value.is_empty()).collect();
+            let found: Vec<_> =
+                environment.0.iter().filter(|(n, value)| n == name && !value.is_empty()).collect();
             assert_eq!(found.len(), 1, "{name}");
         }
     }

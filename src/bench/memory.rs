@@ -132,7 +132,8 @@ fn other_cgroup(pid: i32) -> Option<PathBuf> {
         let groups = Cgroups::parse(&mounts, membership, controllers);
         let with_memory = groups.controller("memory").map(|hierarchy| hierarchy.group.clone());
         // A v2 group that has nothing below may lack controllers in the list of its parent's.
-        let unified = || groups.hierarchies.iter().find(|h| h.version == Version::V2).map(|h| h.group.clone());
+        let unified =
+            || groups.hierarchies.iter().find(|h| h.version == Version::V2).map(|h| h.group.clone());
         with_memory.or_else(unified)
     };
     let theirs = group(&fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?)?;
@@ -186,7 +187,8 @@ Pss:                 100 kB
 ";
         assert_eq!(guest_part(smaps, 128 << 20), Some(5000 << 10));
         assert_eq!(guest_part(smaps, 1 << 30), None);
-        let shared = smaps.replace("rw-p 00000000 00:00 0 \nSize", "rw-s 00000000 00:01 7  /memfd:ram (deleted)\nSize");
+        let shared = smaps
+            .replace("rw-p 00000000 00:00 0 \nSize", "rw-s 00000000 00:01 7  /memfd:ram (deleted)\nSize");
         assert_eq!(guest_part(&shared, 128 << 20), Some(5000 << 10));
     }
 

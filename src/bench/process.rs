@@ -66,7 +66,9 @@ impl Contestant for Process {
             return Ok(());
         }
         let program = self.workload.program.display();
-        Err(Skip(format!("{program} needs libraries from its root, which takes CAP_SYS_CHROOT to enter: run as root")))
+        Err(Skip(format!(
+            "{program} needs libraries from its root, which takes CAP_SYS_CHROOT to enter: run as root"
+        )))
     }
 
     fn launch(&mut self, _: Run<'_>) -> Result<Launch, String> {

@@ -35,7 +35,11 @@ pub struct Entry {
 /// Tandem's own. Adapters of other runtimes add theirs to [`entries`].
 const OWN: [Entry; 4] = [
     Entry { name: process::NAME, usual: Usual::Always, factory: |w, _| process::Process::new(w.clone()) },
-    Entry { name: namespaces::NAME, usual: Usual::Always, factory: |w, _| namespaces::Namespaces::new(w.clone()) },
+    Entry {
+        name: namespaces::NAME,
+        usual: Usual::Always,
+        factory: |w, _| namespaces::Namespaces::new(w.clone()),
+    },
     Entry {
         name: namespaces::MINIMAL,
         usual: Usual::Never,

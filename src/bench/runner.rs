@@ -249,7 +249,8 @@ impl Bench<'_> {
     fn one(&mut self, index: usize, memory: Option<Option<u64>>) -> Made {
         let id = run_id(self.next_id);
         self.next_id += 1;
-        let failed = |failure| Made { attempt: Attempt { failure: Some(failure), ..Attempt::default() }, moment: "" };
+        let failed =
+            |failure| Made { attempt: Attempt { failure: Some(failure), ..Attempt::default() }, moment: "" };
         let Some(entrant) = self.entrants.get_mut(index) else { return failed(Failure::NotHeld) };
         let mut run = Run { id: &id, hold: memory.is_some() };
         let launch = match entrant.contestant.launch(run) {
@@ -298,7 +299,8 @@ impl Bench<'_> {
         let names: BTreeSet<_> = failures.map(|sample| sample.contestant.clone()).collect();
         for name in names {
             let all = self.results.samples.iter().filter(|s| !s.warmup && s.contestant == name);
-            let (count, bad) = all.fold((0, 0), |(count, bad), s| (count + 1, bad + u32::from(s.failure.is_some())));
+            let (count, bad) =
+                all.fold((0, 0), |(count, bad), s| (count + 1, bad + u32::from(s.failure.is_some())));
             self.results.warnings.push(format!("{bad} of {count} runs of {name} failed and do not count"));
         }
         self.results
@@ -319,14 +321,7 @@ fn measure(launch: &Launch, place: Where) -> (Measure, &'static str) {
     }
 }
 
-fn sample(
-    entrant: &Entrant,
-    made: Made,
-    round: u32,
-    warmup: bool,
-    position: u32,
-    began_at: u64,
-) -> Sample {
+fn sample(entrant: &Entrant, made: Made, round: u32, warmup: bool, position: u32, began_at: u64) -> Sample {
     let attempt = made.attempt;
     let tells = attempt.status.is_some() && !entrant.contestant.has_daemon();
     Sample {

@@ -19,7 +19,8 @@ pub fn save(path: &Path, contents: &[u8]) -> io::Result<()> {
     };
     // As any other file, if the umask lets it.
     let mut builder = tempfile::Builder::new();
-    let mut file = builder.prefix(".tandem-").permissions(Permissions::from_mode(0o666)).tempfile_in(directory)?;
+    let mut file =
+        builder.prefix(".tandem-").permissions(Permissions::from_mode(0o666)).tempfile_in(directory)?;
     file.write_all(contents)?;
     file.persist(path)?;
     Ok(())

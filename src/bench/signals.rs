@@ -23,7 +23,10 @@ impl Signals {
     pub fn new() -> nix::Result<Self> {
         let set: SigSet = WATCHED.into_iter().collect();
         set.thread_block()?;
-        Ok(Self { fd: SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?, received: None })
+        Ok(Self {
+            fd: SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?,
+            received: None,
+        })
     }
 
     /// Readable when one has come.

@@ -103,9 +103,8 @@ pub fn spawn(launch: &Launch, streams: &Streams<'_>, traced: bool) -> Result<Spa
     // SAFETY: the stack is that of the child alone, 16-byte aligned, and lives until this call returns: with CLONE_VFORK
     // that is when the child has executed its program or ended. So does the plan, which nobody else uses meanwhile.
     // `child` makes system calls only. The kernel writes the descriptor to `pidfd`.
-    let pid = unsafe {
-        libc::clone(child, top.cast(), flags, (&raw mut plan).cast::<c_void>(), &raw mut pidfd)
-    };
+    let pid =
+        unsafe { libc::clone(child, top.cast(), flags, (&raw mut plan).cast::<c_void>(), &raw mut pidfd) };
     let error = io::Error::last_os_error();
     // The mask is one that was.
     let _ = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None);

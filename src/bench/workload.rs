@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -12,7 +12,8 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::sys::stat::Mode;
 use thiserror::Error;
 
-use crate::host::paths::{GuestImages, Paths, PathsError, RING3, STANDARD};
+use crate::container::{self, RootError};
+use crate::host::paths::Paths;
 
 /// The variables of the command, the same in all: those that `tandem-init` sets.
 pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -22,11 +23,9 @@ const HOME: &str = "/root";
 #[derive(Debug, Error)]
 pub enum WorkloadError {
     #[error("no root file system: give one with --root DIR")]
-    NoRoot(#[source] PathsError),
+    NoRoot(#[source] RootError),
     #[error("cannot use {} as a root file system", path.display())]
     Root { path: PathBuf, source: io::Error },
-    #[error("cannot unpack {}", path.display())]
-    Unpack { path: PathBuf, source: io::Error },
     #[error("{command} is not in the root file system {}", root.display())]
     NotFound { command: String, root: PathBuf },
     #[error("{command} in the root file system {} cannot be executed", root.display())]
@@ -64,7 +63,7 @@ impl Workload {
                 .canonicalize()
                 .and_then(|path| if path.is_dir() { Ok(path) } else { Err(Errno::ENOTDIR.into()) })
                 .map_err(|source| WorkloadError::Root { path: root.to_owned(), source })?,
-            None => unpacked(paths)?,
+            None => container::built(paths).and_then(|built| built.root()).map_err(WorkloadError::NoRoot)?,
         };
         let (program, file) = find(&command, &root)?;
         Ok(Self {
@@ -103,9 +102,17 @@ fn find(command: &[OsString], root: &Path) -> Result<(PathBuf, PathBuf), Workloa
     for candidate in candidates {
         let Ok(file) = in_root(root, &candidate) else { continue };
         found = true;
-        let executable = |metadata: fs::Metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0;
+        let executable =
+            |metadata: fs::Metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0;
         if file.metadata().is_ok_and(executable) {
             return Ok((candidate, file));
+        }
+    }
+    // The guest's init makes links to busybox for few of its applets, and runs the others by their names.
+    if !found && name.components().count() == 1 && is_applet(&name, root) {
+        let busybox = PathBuf::from("/bin/busybox");
+        if let Ok(file) = in_root(root, &busybox) {
+            return Ok((busybox, file));
         }
     }
     let root = root.to_owned();
@@ -115,12 +122,15 @@ fn find(command: &[OsString], root: &Path) -> Result<(PathBuf, PathBuf), Workloa
     })
 }
 
+fn is_applet(name: &Path, root: &Path) -> bool {
+    let names = fs::read_to_string(root.join(".tandem/applets")).unwrap_or_default();
+    names.lines().any(|applet| Path::new(applet) == name)
+}
+
 /// The file that a path means to a process whose root this is.
 fn in_root(root: &Path, path: &Path) -> io::Result<PathBuf> {
     let root = open(root, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
-    let how = OpenHow::new()
-        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
-        .resolve(ResolveFlag::RESOLVE_IN_ROOT);
+    let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_CLOEXEC).resolve(ResolveFlag::RESOLVE_IN_ROOT);
     let file = openat2(root.as_fd(), path, how)?;
     fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
@@ -146,77 +156,6 @@ fn is_static(path: &Path) -> io::Result<bool> {
         }
     }
     Ok(true)
-}
-
-/// The built guest's root file system as a directory in the cache; unpacked if it is not there yet.
-fn unpacked(paths: &Paths) -> Result<PathBuf, WorkloadError> {
-    // They have the same.
-    let images = paths.guest_images(STANDARD).or_else(|_| paths.guest_images(RING3));
-    let images = images.map_err(WorkloadError::NoRoot)?;
-    let hash = images.manifest().map_err(WorkloadError::NoRoot)?.hash;
-    let parent = paths.cache_dir().map_err(WorkloadError::NoRoot)?.join("bench");
-    let root = parent.join(format!("root-{}", hash.replace('/', "_")));
-    if !root.is_dir() {
-        unpack(&images, &parent, &root)
-            .map_err(|source| WorkloadError::Unpack { path: images.initramfs.clone(), source })?;
-    }
-    root.canonicalize().map_err(|source| WorkloadError::Root { path: root, source })
-}
-
-fn unpack(images: &GuestImages, parent: &Path, root: &Path) -> io::Result<()> {
-    fs::create_dir_all(parent)?;
-    let work = tempfile::Builder::new().prefix(".unpack").tempdir_in(parent)?;
-    let mut archive = io::BufReader::new(File::open(&images.initramfs)?);
-    let mut links = String::new();
-    loop {
-        let mut member = cpio::newc::Reader::new(archive)?;
-        if member.entry().is_trailer() {
-            break;
-        }
-        let name = PathBuf::from(member.entry().name());
-        let mode = member.entry().mode();
-        let plain = name.components().all(|part| matches!(part, std::path::Component::Normal(_)));
-        // What Tandem itself adds to a guest is no part of the workload's world.
-        if name == Path::new(".tandem/applets") {
-            member.read_to_string(&mut links)?;
-        } else if plain && !name.starts_with(".tandem") && name != Path::new("init") {
-            unpack_member(&mut member, &work.path().join(&name), mode)?;
-        }
-        archive = member.finish()?;
-    }
-    // As the guest's init makes them.
-    for link in links.lines().filter(|link| !link.is_empty() && !link.contains('/')) {
-        match std::os::unix::fs::symlink("busybox", work.path().join("bin").join(link)) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-            _ => {}
-        }
-    }
-    fs::set_permissions(work.path(), fs::Permissions::from_mode(0o755))?;
-    match fs::rename(work.path(), root) {
-        // Another bench was faster.
-        Err(_) if root.is_dir() => Ok(()),
-        result => result,
-    }
-}
-
-fn unpack_member(member: &mut impl Read, path: &Path, mode: u32) -> io::Result<()> {
-    match mode & libc::S_IFMT {
-        libc::S_IFDIR => {
-            fs::create_dir_all(path)?;
-            fs::set_permissions(path, fs::Permissions::from_mode(mode & 0o7777))
-        }
-        libc::S_IFLNK => {
-            let mut target = String::new();
-            member.read_to_string(&mut target)?;
-            std::os::unix::fs::symlink(target, path)
-        }
-        libc::S_IFREG => {
-            io::copy(member, &mut File::create(path)?)?;
-            fs::set_permissions(path, fs::Permissions::from_mode(mode & 0o7777))
-        }
-        // Devices: every contestant has its own.
-        _ => Ok(()),
-    }
 }
 
 /// Words as a shell would take them.

@@ -106,8 +106,10 @@ impl BenchError {
     fn exit_code(&self) -> u8 {
         match self {
             Self::Workload(WorkloadError::NotFound { .. }) => exit_code::NOT_FOUND,
-            Self::Workload(WorkloadError::Unpack { .. }) | Self::Signals(_) | Self::Subreaper(_) => exit_code::SETUP,
-            Self::Workload(_) | Self::Selection(_) | Self::Baseline(_) | Self::Cold(_) => exit_code::CONFIGURATION,
+            Self::Signals(_) | Self::Subreaper(_) => exit_code::SETUP,
+            Self::Workload(_) | Self::Selection(_) | Self::Baseline(_) | Self::Cold(_) => {
+                exit_code::CONFIGURATION
+            }
         }
     }
 }
@@ -148,7 +150,10 @@ fn bench(args: &BenchArgs) -> Result<u8, BenchError> {
         runs: args.runs,
         memory_runs: schedule::MEMORY_RUNS,
         subreaper: true,
-        began: OffsetDateTime::now_utc().replace_nanosecond(0).ok().and_then(|now| now.format(&Rfc3339).ok())
+        began: OffsetDateTime::now_utc()
+            .replace_nanosecond(0)
+            .ok()
+            .and_then(|now| now.format(&Rfc3339).ok())
             .unwrap_or_default(),
         environment: environment::describe(&conditions, &programs),
         conditions,
@@ -177,7 +182,9 @@ fn bench(args: &BenchArgs) -> Result<u8, BenchError> {
 fn baseline(wanted: Option<&str>, selected: &[Selected]) -> Result<String, BenchError> {
     let mut names = selected.iter().map(|selected| selected.entry.name);
     let found = match wanted {
-        Some(wanted) => names.find(|name| *name == wanted).ok_or_else(|| BenchError::Baseline(wanted.into()))?,
+        Some(wanted) => {
+            names.find(|name| *name == wanted).ok_or_else(|| BenchError::Baseline(wanted.into()))?
+        }
         None => names.clone().find(|name| *name == "process").or_else(|| names.next()).unwrap_or_default(),
     };
     Ok(found.into())
@@ -205,7 +212,8 @@ fn settings(args: &BenchArgs, workload: &Workload, baseline: String) -> Settings
 /// what they are for.
 fn is_complete(results: &Results, selected: &[Selected]) -> bool {
     let skipped = results.contestants.iter().zip(selected).any(|(contestant, selected)| {
-        let failed = contestant.skipped.as_deref().is_some_and(|reason| reason.starts_with("every warm-up failed"));
+        let failed =
+            contestant.skipped.as_deref().is_some_and(|reason| reason.starts_with("every warm-up failed"));
         contestant.skipped.is_some() && selected.wanted || failed
     });
     let failed = results.samples.iter().any(|sample| !sample.warmup && sample.failure.is_some());

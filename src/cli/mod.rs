@@ -34,7 +34,7 @@ Exit codes of `tandem run`:
   127      command or file not found
   128+n    signal n ended Tandem or the command";
 
-/// Runs a workload in a small virtual machine on KVM.
+/// Runs a workload in a small virtual machine on KVM, or in a container.
 #[derive(Debug, Parser)]
 #[command(name = "tandem", version, after_help = EXIT_CODES)]
 struct Cli {
@@ -44,7 +44,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Boot a guest: to a shell, or to run one command
+    /// Run a shell or one command, in a virtual machine or a container
     #[command(after_help = EXIT_CODES)]
     Run(Box<run::RunArgs>),
     /// Measure what the same command costs as a process, in containers and in virtual machines
@@ -61,7 +61,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
     let began = milestone::now();
     let args: Vec<_> = args.into_iter().collect();
     // What KVM has to tell takes longer than reading the command line, and goes on beside it. Nothing is created.
-    let kvm = args.get(1).is_some_and(|subcommand| subcommand == "run").then(KvmHypervisor::open);
+    let kvm = run::is_for_vm(&args).then(KvmHypervisor::open);
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) => {
@@ -73,7 +73,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
     };
     log::to_stderr();
     match cli.command {
-        Command::Run(args) => run::run(*args, kvm.unwrap_or_else(KvmHypervisor::open), began),
+        Command::Run(args) => run::run(*args, kvm, began),
         Command::Bench(args) => bench::run(&args),
         Command::Image(args) => image::run(&args),
         Command::Doctor(args) => doctor::run(&args),

@@ -1,5 +1,6 @@
-//! `tandem run`: boot a guest, to a shell or to run one command.
+//! `tandem run`: a shell or one command, in a virtual machine or a container.
 
+mod container;
 mod disk;
 mod dry_run;
 mod guest;
@@ -9,6 +10,7 @@ mod summary;
 use std::cell::LazyCell;
 use std::ffi::OsString;
 use std::io::IsTerminal;
+use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,18 +18,24 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 
 use self::disk::DiskArg;
-use super::units::{parse_duration, parse_size};
+use super::units::{parse_cpus, parse_duration, parse_size};
 use super::{doctor, report, say};
 use crate::arch::x86_64::kernel::{BootChoice, Unpacker};
 use crate::host::kvm_backend::KvmBackend;
 use crate::hypervisor::{self, kvm::KvmHypervisor};
 use crate::machine::outcome::exit_code;
 use crate::machine::{self, config::Console};
+use crate::milestone::supervisor::Supervisor;
 use crate::milestone::{Milestone, Stamps};
 
 /// Arguments of `tandem run`.
 #[derive(Debug, Args)]
 pub struct RunArgs {
+    /// What to run the workload in
+    #[arg(long = "as", value_enum, default_value_t = Side::Vm, value_name = "SIDE")]
+    side: Side,
+    #[command(flatten)]
+    container: container::ContainerArgs,
     /// Which guest to boot
     #[arg(long, value_enum, default_value_t = GuestChoice::Auto)]
     guest: GuestChoice,
@@ -40,7 +48,7 @@ pub struct RunArgs {
     /// Initramfs, a cpio archive, or `none` [default: the built guest's, for a Linux kernel]
     #[arg(long, value_name = "FILE", conflicts_with = "root")]
     initrd: Option<PathBuf>,
-    /// Directory tree to use as the guest's root file system; it is copied, never changed
+    /// Directory tree to use as the root file system; it is never changed, but with --writable
     #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
     /// Disk image or block device, raw, as the guest's next disk (/dev/vda, /dev/vdb, ...); repeatable
@@ -55,12 +63,12 @@ pub struct RunArgs {
     /// The whole command line of the kernel, in place of Tandem's
     #[arg(long, value_name = "WORDS", conflicts_with = "cmdline", allow_hyphen_values = true)]
     cmdline_only: Option<String>,
-    /// Guest memory
-    #[arg(long, value_name = "SIZE", default_value = "128M", value_parser = parse_size)]
-    memory: u64,
-    /// Number of vCPUs
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    cpus: u32,
+    /// Memory of the guest [default: 128M], or a container's limit [default: none]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    memory: Option<u64>,
+    /// Number of vCPUs [default: 1], or a container's limit, like 1.5 [default: none]
+    #[arg(long, value_name = "N", value_parser = parse_cpus)]
+    cpus: Option<f64>,
     /// How to enter the kernel
     #[arg(long, value_enum, default_value_t = Boot::Auto)]
     boot: Boot,
@@ -91,9 +99,23 @@ pub struct RunArgs {
     /// Show the guest kernel's messages
     #[arg(long, short)]
     verbose: bool,
-    /// Command to run in the guest [default: an interactive shell]
+    /// Descriptor for a line of JSON at the end of the run
+    #[arg(long, value_name = "FD", hide = true)]
+    report_fd: Option<RawFd>,
+    /// Hold the workload when it is about to exit until this descriptor's end of file
+    #[arg(long, value_name = "FD", hide = true, requires = "report_fd")]
+    hold_fd: Option<RawFd>,
+    /// Command to run [default: an interactive shell]
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<OsString>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Side {
+    /// A virtual machine of its own
+    Vm,
+    /// Namespaces of this host's kernel
+    Container,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -166,13 +188,46 @@ impl RunArgs {
     }
 }
 
+/// What came of opening KVM, if that was tried.
+pub type Kvm = Option<hypervisor::Result<KvmHypervisor>>;
+
+/// Whether these arguments of `tandem`, which are not parsed yet, are for a virtual machine.
+pub fn is_for_vm(args: &[OsString]) -> bool {
+    let mut options = args.iter().skip(1).take_while(|arg| *arg != "--");
+    options.next().is_some_and(|subcommand| subcommand == "run") && {
+        let options: Vec<_> = options.collect();
+        let separate =
+            options.windows(2).any(|pair| matches!(pair, [a, b] if *a == "--as" && *b == "container"));
+        !separate && !options.iter().any(|option| **option == "--as=container")
+    }
+}
+
 /// Runs the subcommand, with what came of opening KVM and the time when `main` began, and returns Tandem's exit code.
-pub fn run(args: RunArgs, kvm: hypervisor::Result<KvmHypervisor>, began: u64) -> u8 {
+pub fn run(args: RunArgs, kvm: Kvm, began: u64) -> u8 {
     let stamps = Arc::new(Stamps::default());
     stamps.stamp_at(Milestone::Spawned, began);
+    let supervisor = match Supervisor::new(args.report_fd, args.hold_fd) {
+        Ok(supervisor) => supervisor,
+        Err(error) => {
+            report(&error);
+            return exit_code::CONFIGURATION;
+        }
+    };
+    match args.side {
+        Side::Vm => run_vm(&args, kvm.unwrap_or_else(KvmHypervisor::open), &stamps, &Arc::new(supervisor)),
+        Side::Container => container::run(&args, &stamps, &supervisor),
+    }
+}
+
+fn run_vm(
+    args: &RunArgs,
+    kvm: hypervisor::Result<KvmHypervisor>,
+    stamps: &Arc<Stamps>,
+    supervisor: &Arc<Supervisor>,
+) -> u8 {
     // Looked up if a Linux guest or a message depends on it.
     let backend: Backend = LazyCell::new(|| KvmBackend::detect(Path::new("/")));
-    let config = match resolve::resolve(&args, &backend) {
+    let config = match resolve::resolve(args, &backend) {
         Ok(config) => config,
         Err(error) => {
             report(&error);
@@ -191,11 +246,11 @@ pub fn run(args: RunArgs, kvm: hypervisor::Result<KvmHypervisor>, began: u64) ->
                 return exit_code::SETUP;
             }
         };
-        machine::run(&hypervisor, &config, &stamps)
+        machine::run(&hypervisor, &config, stamps, supervisor)
     };
     stamps.stamp(Milestone::Clean);
     match finished {
-        Ok(finished) => summary::print(&args, &config, &backend, &stamps, &finished),
+        Ok(finished) => summary::print(args, &config, &backend, stamps, &finished, supervisor),
         Err(error) => {
             report(&error);
             exit_code::SETUP

@@ -20,6 +20,17 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     number.checked_mul(1 << shift).ok_or_else(|| format!("{text} is more than 64 bits can address"))
 }
 
+/// A number of processors, whole or not.
+///
+/// # Errors
+/// A message for the user.
+pub fn parse_cpus(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(cpus) if cpus.is_finite() && cpus >= 0.0 => Ok(cpus),
+        _ => Err(format!("'{text}' is no number of processors")),
+    }
+}
+
 /// A duration like `1.5s`, `200ms` or `2m`; a bare number is in seconds.
 ///
 /// # Errors

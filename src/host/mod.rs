@@ -10,4 +10,5 @@ pub mod paths;
 pub mod random;
 pub mod runtimes;
 pub mod scheduling;
+pub mod signals;
 pub mod terminal;

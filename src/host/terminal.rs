@@ -3,12 +3,16 @@
 //! Nothing here touches O_NONBLOCK: standard input's open file description is shared with the shell, which would be
 //! left with a non-blocking terminal.
 
+mod kept;
+
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::{Once, OnceLock};
 use thiserror::Error;
+
+pub use kept::Kept;
 
 /// Why the terminal could not be put into raw mode.
 #[derive(Debug, Error)]

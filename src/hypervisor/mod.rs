@@ -12,8 +12,8 @@ pub mod signal;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU8;
 
-use kvm_bindings::{kvm_cpuid_entry2, kvm_msr_entry, kvm_regs, kvm_sregs};
 use self::exits::Exits;
+use kvm_bindings::{kvm_cpuid_entry2, kvm_msr_entry, kvm_regs, kvm_sregs};
 use thiserror::Error;
 use vmm_sys_util::errno;
 use vmm_sys_util::eventfd::EventFd;

@@ -2,8 +2,8 @@
 //! fastest: memory before the interrupt controller, whose creation makes later memslot changes slow.
 
 use std::io;
-use std::sync::{Arc, Mutex};
 use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::{Arc, Mutex};
 
 use kvm_bindings::kvm_cpuid_entry2;
 use thiserror::Error;
@@ -29,6 +29,7 @@ use crate::host::random;
 use crate::host::terminal::TerminalError;
 use crate::hypervisor::{self, Hypervisor, Vm};
 use crate::milestone::Stamps;
+use crate::milestone::supervisor::Supervisor;
 use crate::ring3::{self, Board, Ring3Vcpu};
 use crate::workload::initramfs::InitramfsError;
 
@@ -96,6 +97,7 @@ pub fn build<H: Hypervisor>(
     hypervisor: &Arc<H>,
     config: &MachineConfig,
     stamps: Arc<Stamps>,
+    supervisor: Arc<Supervisor>,
 ) -> Result<Machine, BuildError> {
     let memory = allocate_memory(config)?;
     let ring3 = config.guest == Guest::Ring3;
@@ -114,7 +116,7 @@ pub fn build<H: Hypervisor>(
 
     let latch = Arc::new(StopLatch::new().map_err(BuildError::EventFd)?);
     let wake = EventFd::new(EFD_NONBLOCK).map_err(|error| BuildError::EventFd(error.into()))?;
-    let events = Arc::new(EventSink::new(latch.clone(), stamps.clone(), wake));
+    let events = Arc::new(EventSink::new(latch.clone(), stamps.clone(), wake, supervisor));
     let interrupts = match &board {
         Some(board) => Interrupts::Ring3(board),
         None => Interrupts::Apics(&*lines, Box::new(lines.clone())),
@@ -124,7 +126,8 @@ pub fn build<H: Hypervisor>(
         devices::make(config, interrupts, &memory, notifications.as_ref(), events.clone())?;
     let setup = Setup { cpuid, linux: config.linux, entry: kernel.entry, protocol: config.protocol };
     let halt_check = HaltCheck::new(config.cpus);
-    let context = Arc::new(VcpuContext { ports, mmio, memory, latch, stamps, halt_check, exits: Mutex::default() });
+    let context =
+        Arc::new(VcpuContext { ports, mmio, memory, latch, stamps, halt_check, exits: Mutex::default() });
     let threads = spawn_others(first, &vm, board.as_ref(), config.cpus)?;
     Ok(Machine { threads, setup: Arc::new(setup), context, events, devices, board })
 }

@@ -10,7 +10,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use thiserror::Error;
 use vmm_sys_util::epoll::EventSet;
 
-use crate::host::terminal::RawMode;
+use crate::host::{self, terminal::RawMode};
 
 use super::host_io::{HostIo, Interests, StreamError};
 use super::stop::{StopLatch, StopReason};
@@ -22,8 +22,6 @@ const HALT_CHECK_PERIOD: Duration = Duration::from_millis(250);
 const IDLE_CPU_TIME: Duration = Duration::from_millis(1);
 /// After a stop that the user asked for, how long a reader that takes nothing is waited for.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(1);
-/// Signals that end the run.
-const ENDING_SIGNALS: [Signal; 4] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT];
 
 /// The event loop cannot be set up or go on.
 #[derive(Debug, Error)]
@@ -90,17 +88,11 @@ pub struct EventLoop {
     always_ready: Interests,
 }
 
-/// The signals that the loop receives. Not those that are ignored, as SIGHUP is under nohup: blocked, they would arrive.
+/// The signals that the loop receives.
 fn signals() -> SigSet {
-    ENDING_SIGNALS.into_iter().filter(|signal| !is_ignored(*signal)).chain([Signal::SIGCONT]).collect()
-}
-
-fn is_ignored(signal: Signal) -> bool {
-    // SAFETY: all-zero bytes are a valid sigaction.
-    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
-    // SAFETY: no action is set; `action` is valid for writes.
-    let failed = unsafe { libc::sigaction(signal as libc::c_int, std::ptr::null(), &raw mut action) };
-    failed == 0 && action.sa_sigaction == libc::SIG_IGN
+    let mut signals = host::signals::ending();
+    signals.add(Signal::SIGCONT);
+    signals
 }
 
 /// Blocks the signals that the loop receives. Called before any thread exists, so that all inherit it.
@@ -269,23 +261,5 @@ fn check_halt(vcpus: &[VcpuThread], halt_check: &HaltCheck, cpu_times: &mut Vec<
     if idle {
         halt_check.begin();
         vcpus.iter().for_each(VcpuThread::interrupt);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn signals_that_are_ignored_are_left_alone() {
-        let set = |action| {
-            // SAFETY: no handler is set, and nobody sends this process the signal.
-            unsafe { libc::signal(libc::SIGQUIT, action) };
-        };
-        set(libc::SIG_IGN);
-        let ignoring = signals();
-        set(libc::SIG_DFL);
-        assert!(!ignoring.contains(Signal::SIGQUIT) && ignoring.contains(Signal::SIGTERM));
-        assert!(signals().contains(Signal::SIGQUIT));
     }
 }

@@ -1,5 +1,6 @@
 //! What devices tell the machine: each event becomes a milestone, a status or a stop.
 
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::{Arc, OnceLock};
 
 use vmm_sys_util::eventfd::EventFd;
@@ -8,6 +9,7 @@ use super::outcome::CommandStatus;
 use super::stop::{StopLatch, StopReason};
 use crate::devices::{Event, MachineEvents, Way};
 use crate::milestone::probe::{Code, SIGNALLED};
+use crate::milestone::supervisor::Supervisor;
 use crate::milestone::{Milestone, Stamps};
 
 /// Takes the devices' events, in the vCPU threads.
@@ -17,12 +19,18 @@ pub struct EventSink {
     command: OnceLock<CommandStatus>,
     /// Wakes the event loop when the workload starts: input may flow.
     wake: EventFd,
+    supervisor: Arc<Supervisor>,
 }
 
 impl EventSink {
     /// A sink that stamps milestones, and stops the machine through `latch`.
-    pub fn new(latch: Arc<StopLatch>, stamps: Arc<Stamps>, wake: EventFd) -> Self {
-        Self { latch, stamps, command: OnceLock::new(), wake }
+    pub fn new(
+        latch: Arc<StopLatch>,
+        stamps: Arc<Stamps>,
+        wake: EventFd,
+        supervisor: Arc<Supervisor>,
+    ) -> Self {
+        Self { latch, stamps, command: OnceLock::new(), wake, supervisor }
     }
 
     /// What became of the command, if the guest has reported it.
@@ -55,6 +63,13 @@ impl EventSink {
             Code::ExecFailed => {
                 let _ = self.command.set(CommandStatus::NotExecuted(value));
             }
+            // The vCPU waits here, and the guest with it.
+            Code::Held if self.supervisor.holds() => {
+                self.supervisor.held();
+                // SAFETY: the latch keeps its descriptor open, and outlives the wait.
+                self.supervisor.wait(unsafe { BorrowedFd::borrow_raw(self.latch.event().as_raw_fd()) });
+            }
+            Code::Held => {}
             Code::InitFailed => self.latch.request(StopReason::InitFailed(value)),
             Code::PowerOff => self.latch.request(StopReason::PowerOff("the probe port")),
             Code::Reset => self.latch.request(StopReason::Reset("the probe port")),
@@ -92,7 +107,9 @@ mod tests {
     fn sink() -> (EventSink, Arc<StopLatch>, Arc<Stamps>) {
         let latch = Arc::new(StopLatch::new().unwrap());
         let stamps = Arc::new(Stamps::default());
-        (EventSink::new(latch.clone(), stamps.clone(), EventFd::new(EFD_NONBLOCK).unwrap()), latch, stamps)
+        let wake = EventFd::new(EFD_NONBLOCK).unwrap();
+        let supervisor = Arc::new(Supervisor::default());
+        (EventSink::new(latch.clone(), stamps.clone(), wake, supervisor), latch, stamps)
     }
 
     #[test]

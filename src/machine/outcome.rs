@@ -1,6 +1,7 @@
 //! How a run ended: exit codes and what the user is told.
 
 use serde::Serialize;
+use serde_json::json;
 
 use super::fault::FaultKind;
 use super::stop::StopReason;
@@ -46,6 +47,15 @@ pub enum CommandStatus {
 }
 
 impl CommandStatus {
+    /// For a machine to read.
+    pub fn to_json(self) -> serde_json::Value {
+        match self {
+            Self::Exited(status) => json!({ "exited": status }),
+            Self::Signalled(signal) => json!({ "signalled": signal }),
+            Self::NotExecuted(errno) => json!({ "not_executed": errno }),
+        }
+    }
+
     /// The exit code a shell gives this status.
     pub fn exit_code(self) -> u8 {
         match self {

@@ -18,6 +18,7 @@ use crate::host::errors::chain;
 use crate::host::terminal::RawMode;
 use crate::hypervisor::exits::Exits;
 use crate::hypervisor::{Hypervisor, signal};
+use crate::milestone::supervisor::Supervisor;
 use crate::milestone::{Milestone, Stamps};
 
 /// What is left of a machine.
@@ -47,10 +48,11 @@ pub fn run<H: Hypervisor>(
     hypervisor: &Arc<H>,
     config: &MachineConfig,
     stamps: &Arc<Stamps>,
+    supervisor: &Arc<Supervisor>,
 ) -> Result<Finished, BuildError> {
     block_signals()?;
     signal::install()?;
-    let machine = build(hypervisor, config, stamps.clone())?;
+    let machine = build(hypervisor, config, stamps.clone(), supervisor.clone())?;
     machine.run(config, stamps)
 }
 

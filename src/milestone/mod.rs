@@ -3,6 +3,7 @@
 //! All stamps are nanoseconds of the host's `CLOCK_MONOTONIC`, so that those of a container and of a VM compare.
 
 pub mod probe;
+pub mod supervisor;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -19,9 +20,9 @@ pub fn now() -> u64 {
 pub enum Milestone {
     /// Just before the process was created; what Tandem itself can tell is when its `main` began.
     Spawned,
-    /// Set-up done, before the vCPU threads start.
+    /// Set-up done, before the vCPU threads start, or just before the container's init is created.
     Ready,
-    /// Just before the first KVM_RUN.
+    /// Just before the first KVM_RUN; none in a container, which shares the host's kernel.
     KernelEntered,
     /// PID 1's first action.
     InitStarted,
@@ -31,9 +32,10 @@ pub enum Milestone {
     FirstOutput,
     /// PID 1 reported the workload's status.
     WorkloadExited,
-    /// The machine has stopped.
+    /// The machine has stopped; the container's init has ended.
     Stopped,
-    /// Guest memory and KVM's descriptors are gone, the output is drained, the terminal restored.
+    /// Guest memory and KVM's descriptors are gone, the output is drained, the terminal restored; of a container,
+    /// its cgroup.
     Clean,
 }
 
@@ -88,6 +90,14 @@ impl Stamps {
     pub fn get(&self, milestone: Milestone) -> Option<u64> {
         let at = self.0.get(milestone as usize)?.load(Ordering::Relaxed);
         (at != 0).then_some(at)
+    }
+
+    /// All of them by name, in nanoseconds since `Spawned`; null where a milestone was not reached.
+    pub fn to_json(&self) -> serde_json::Value {
+        let named = Milestone::ALL.into_iter().map(|milestone| {
+            (milestone.name().to_owned(), serde_json::Value::from(self.since_spawned(milestone)))
+        });
+        serde_json::Value::Object(named.collect())
     }
 
     /// Nanoseconds from `Spawned` to the milestone, if both were reached in this order.

@@ -33,10 +33,29 @@ pub enum Code {
     InitFailed = 6,
     /// The workload could not be executed. The value is an errno (ENOENT: not found).
     ExecFailed = 7,
+    /// The workload is about to exit and waits, its memory still mapped, until whoever started it lets it. The value is 0.
+    Held = 8,
 }
 
 /// Added to the signal's number in the value of [`Code::WorkloadExited`].
 pub const SIGNALLED: u16 = 0x100;
+
+/// Length in bytes of a record: in a container, where there is no port, a report is a word and the moment in nanoseconds
+/// of `CLOCK_MONOTONIC` as a 64-bit number, both little-endian, written to a pipe in one piece.
+pub const RECORD_LEN: usize = 12;
+
+/// A record.
+pub const fn record(word: u32, at_ns: u64) -> [u8; RECORD_LEN] {
+    let [a, b, c, d] = word.to_le_bytes();
+    let [e, f, g, h, i, j, k, l] = at_ns.to_le_bytes();
+    [a, b, c, d, e, f, g, h, i, j, k, l]
+}
+
+/// The word and the moment of a record.
+pub const fn split_record(record: [u8; RECORD_LEN]) -> (u32, u64) {
+    let [a, b, c, d, e, f, g, h, i, j, k, l] = record;
+    (u32::from_le_bytes([a, b, c, d]), u64::from_le_bytes([e, f, g, h, i, j, k, l]))
+}
 
 /// One word as written to the probe port.
 pub const fn encode(code: Code, value: u16) -> u32 {
@@ -57,6 +76,7 @@ pub const fn decode(word: u32) -> Option<(Code, u16)> {
         5 => Code::Reset,
         6 => Code::InitFailed,
         7 => Code::ExecFailed,
+        8 => Code::Held,
         _ => return None,
     };
     Some((code, u16::from_le_bytes([low, high])))

@@ -4,12 +4,14 @@
 //! which skips without a word a member whose name exceeds PATH_MAX, so such names are refused here. The format holds
 //! neither extended attributes nor access control lists: file capabilities are lost.
 
+mod extract;
 mod overlay;
 mod tree;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
 
+pub use extract::{ExtractError, extract};
 pub use overlay::Overlay;
 pub use tree::{Options, Owner, Tree, Warning};
 

@@ -30,12 +30,25 @@ pub const WINDOW: &str = "window";
 /// Value of TERM for an interactive shell.
 pub const TERM: &str = "term";
 
+/// `1`: when the command is about to exit, it is held with its memory still mapped until Tandem lets it go.
+pub const HOLD: &str = "hold";
+
 /// Device of the root file system, to be mounted in place of the initramfs, e.g. `/dev/vda`. Absent: none.
 pub const ROOT: &str = "root";
 /// Type of that file system.
 pub const ROOT_TYPE: &str = "roottype";
 /// `1`: it is mounted read-only, below an overlay in memory that takes what is written.
 pub const ROOT_OVERLAY: &str = "rootoverlay";
+
+/// First argument of `tandem-init` as PID 1 of a container: everything is mounted already, and the descriptors below are
+/// open.
+pub const IN_CONTAINER: &core::ffi::CStr = c"--in-container";
+/// In a container, the descriptor of the manifest.
+pub const MANIFEST_FD: i32 = 3;
+/// In a container, the pipe for reports (`milestone/probe.rs`).
+pub const REPORT_FD: i32 = 4;
+/// In a container with [`HOLD`], the descriptor whose end of file lets the command go.
+pub const HOLD_FD: i32 = 5;
 
 /// Splits the file into records; a record without `=` is skipped.
 pub fn records(bytes: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {

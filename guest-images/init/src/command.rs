@@ -11,7 +11,9 @@ use std::process::{ChildStdin, Command, Stdio};
 use crate::applets;
 use crate::channel::Kind;
 use crate::config::Config;
+use crate::container;
 use crate::frames::{Assembler, Frame, push};
+use crate::hold;
 use crate::probe::Code;
 use crate::reporter::Reporter;
 use crate::signals::{Signals, reap_all};
@@ -43,11 +45,15 @@ pub fn prepare(config: &Config, program: &OsStr, reporter: Reporter) -> Command 
     // SAFETY: the closure makes system calls only, as is required between fork and exec.
     unsafe {
         command.pre_exec(move || {
-            libc::setsid();
+            // In a container the user's terminal, if there is one, stays the command's.
+            if !container::is_here(reporter) {
+                libc::setsid();
+            }
             libc::signal(libc::SIGPIPE, libc::SIG_DFL);
             let mut none = std::mem::zeroed();
             libc::sigemptyset(&mut none);
             libc::sigprocmask(libc::SIG_SETMASK, &none, std::ptr::null_mut());
+            hold::be_traced()?;
             reporter.report(Code::WorkloadStarted, 0);
             reporter.drop_permission()
         });
@@ -63,7 +69,7 @@ pub fn run(config: &Config, reporter: Reporter, signals: &Signals) -> io::Result
         false => prepare(config, program, reporter),
     };
     command.arg0(program).args(args);
-    let Some(path) = &config.channel else { return Ok(run_on_console(command, signals)) };
+    let Some(path) = &config.channel else { return Ok(run_on_console(config, command, signals)) };
 
     let channel = terminal::open(path)?;
     terminal::make_raw(&channel)?;
@@ -71,8 +77,7 @@ pub fn run(config: &Config, reporter: Reporter, signals: &Signals) -> io::Result
     let mut pump = Pump::new(channel);
     push(&mut pump.output, Kind::Hello, &[]);
     if !config.cwd.is_dir() {
-        let message = format!("tandem-init: no such directory: {}\n", config.cwd.display());
-        push(&mut pump.output, Kind::Stderr, message.as_bytes());
+        push(&mut pump.output, Kind::Stderr, no_directory(config).as_bytes());
         pump.finish();
         return Ok(Outcome::NotExecuted(libc::ENOTDIR as u16));
     }
@@ -95,11 +100,24 @@ pub fn run(config: &Config, reporter: Reporter, signals: &Signals) -> io::Result
 }
 
 /// Without a channel the command has init's own standard streams.
-fn run_on_console(mut command: Command, signals: &Signals) -> Outcome {
+pub fn run_on_console(config: &Config, mut command: Command, signals: &Signals) -> Outcome {
+    if !config.cwd.is_dir() {
+        // Nothing more can be done about a stream that cannot be written to.
+        let _ = io::stderr().write_all(no_directory(config).as_bytes());
+        return Outcome::NotExecuted(libc::ENOTDIR as u16);
+    }
     match command.spawn() {
-        Ok(child) => wait(child.id().cast_signed(), signals),
+        Ok(child) => {
+            let pid = child.id().cast_signed();
+            signals.pass_on_to(pid);
+            wait(pid, signals)
+        }
         Err(error) => Outcome::NotExecuted(errno(&error)),
     }
+}
+
+fn no_directory(config: &Config) -> String {
+    format!("tandem-init: no such directory: {}\n", config.cwd.display())
 }
 
 /// Waits for a child's end, or the machine's.

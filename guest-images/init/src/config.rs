@@ -52,6 +52,8 @@ pub struct Config {
     pub term: OsString,
     /// The root file system.
     pub root: Root,
+    /// Hold the command when it is about to exit.
+    pub hold: bool,
 }
 
 impl Default for Config {
@@ -66,6 +68,7 @@ impl Default for Config {
             window: None,
             term: OsString::from("vt100"),
             root: Root::default(),
+            hold: false,
         }
     }
 }
@@ -86,6 +89,7 @@ impl Config {
                 manifest::WINDOW => config.window = window(value),
                 manifest::TERM => config.term = text.into(),
                 manifest::ROOT => config.root.device = text.into(),
+                manifest::HOLD => config.hold = value == b"1",
                 manifest::ROOT_TYPE => config.root.file_system = text.into(),
                 manifest::ROOT_OVERLAY => config.root.overlay = value == b"1",
                 _ => {}
@@ -137,7 +141,7 @@ mod tests {
     fn every_key_is_understood() {
         let config = Config::parse(
             b"arg=sh\0arg=-c\0arg=a=b\0env=A=1=2\0env=PATH=/x\0cwd=/tmp\0channel=/dev/ttyS1\0tty=0\0\
-              hostname=h\0window=24x80\0term=xterm\0later=1\0root=/dev/vda\0roottype=ext4\0rootoverlay=1\0",
+              hostname=h\0window=24x80\0term=xterm\0later=1\0hold=1\0root=/dev/vda\0roottype=ext4\0rootoverlay=1\0",
         );
         assert_eq!(config.args, ["sh", "-c", "a=b"]);
         assert_eq!(config.env[0], ("A".into(), "1=2".into()));
@@ -151,6 +155,7 @@ mod tests {
         assert_eq!(config.hostname, "h");
         assert_eq!(config.window, Some(Window { rows: 24, columns: 80 }));
         assert_eq!(config.term, "xterm");
+        assert!(config.hold);
         let root = Root { device: "/dev/vda".into(), file_system: "ext4".into(), overlay: true };
         assert_eq!(config.root, root);
     }

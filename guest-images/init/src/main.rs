@@ -11,7 +11,9 @@ mod applets;
 mod channel;
 mod command;
 mod config;
+mod container;
 mod frames;
+mod hold;
 #[path = "../../../src/workload/manifest.rs"]
 #[allow(dead_code)]
 mod manifest;
@@ -36,9 +38,13 @@ use reporter::Reporter;
 use signals::Signals;
 use system::End;
 
-/// Called by the C library with the arguments of the kernel, which are of no interest.
+/// Called by the C library with the arguments of the kernel, which are of no interest, or of a container's launcher.
 #[cfg_attr(not(test), unsafe(no_mangle))]
-pub extern "C" fn main(_argc: libc::c_int, _argv: *const *const libc::c_char) -> libc::c_int {
+pub extern "C" fn main(argc: libc::c_int, argv: *const *const libc::c_char) -> libc::c_int {
+    // SAFETY: the C library passes `argc` strings that end with NUL.
+    if unsafe { container::is_asked_for(argc, argv) } {
+        return container::main();
+    }
     let reporter = Reporter::find();
     reporter.report(Code::InitStarted, 0);
     // There is no bug to be found here by a kernel panic, which a dying PID 1 would cause.
@@ -51,9 +57,12 @@ pub extern "C" fn main(_argc: libc::c_int, _argv: *const *const libc::c_char) ->
 
 /// Does everything and ends the machine.
 fn run(reporter: Reporter) -> io::Result<std::convert::Infallible> {
-    let signals = Signals::open()?;
+    let signals = Signals::open(false)?;
     // From the initramfs: afterwards that may be gone.
     let config = Config::parse(&fs::read(manifest::PATH).unwrap_or_default());
+    if config.hold {
+        hold::enable(reporter);
+    }
     root::enter(&config.root)?;
     system::mount_all();
     applets::link();

@@ -1,14 +1,18 @@
 //! Reports of milestones to whoever started this machine.
 
 use std::arch::asm;
+use std::os::fd::RawFd;
 
+use crate::manifest;
 use crate::probe::{self, Code};
 
-/// Where reports go. Under another VMM, or in a container, there is no one to report to.
+/// Where reports go. Under another VMM there is no one to report to.
 #[derive(Clone, Copy, Debug)]
 pub enum Reporter {
     /// Tandem's probe port; this process may use it.
     Probe,
+    /// A pipe to whoever started this container. It is closed where foreign code is executed.
+    Descriptor(RawFd),
     /// Nowhere.
     Silent,
 }
@@ -31,7 +35,23 @@ impl Reporter {
         match self {
             // SAFETY: `find` was granted the permission and has found the probe there.
             Self::Probe => unsafe { output(probe::PORT, probe::encode(code, value)) },
+            Self::Descriptor(fd) => {
+                let record = probe::record(probe::encode(code, value), now());
+                // SAFETY: pointer and length are those of a live array. Nobody is left to be told of a failure.
+                unsafe { libc::write(fd, record.as_ptr().cast(), record.len()) };
+            }
             Self::Silent => {}
+        }
+    }
+
+    /// Reports that the workload is held, and returns when it is to go on.
+    pub fn hold(self) {
+        // In a VM the machine stands still until then.
+        self.report(Code::Held, 0);
+        if let Self::Descriptor(_) = self {
+            let mut byte = 0u8;
+            // SAFETY: the buffer is one live byte. What is written there is of no interest, only its end.
+            while unsafe { libc::read(manifest::HOLD_FD, (&raw mut byte).cast(), 1) } > 0 {}
         }
     }
 
@@ -39,7 +59,7 @@ impl Reporter {
     /// fork and would survive exec.
     pub fn drop_permission(self) -> std::io::Result<()> {
         match self {
-            Self::Silent => Ok(()),
+            Self::Silent | Self::Descriptor(_) => Ok(()),
             // SAFETY: ioperm only changes which ports this process may use.
             Self::Probe => match unsafe { libc::ioperm(probe::PORT.into(), probe::PORT_LEN.into(), 0) } {
                 0 => Ok(()),
@@ -47,6 +67,14 @@ impl Reporter {
             },
         }
     }
+}
+
+/// Nanoseconds of `CLOCK_MONOTONIC`.
+fn now() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the structure is live.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time) };
+    time.tv_sec.cast_unsigned().wrapping_mul(1_000_000_000).wrapping_add(time.tv_nsec.cast_unsigned())
 }
 
 /// # Safety

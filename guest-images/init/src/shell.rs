@@ -13,7 +13,7 @@ use crate::system::errno;
 use crate::terminal;
 
 /// The shell; any root file system worth an interactive session has it.
-const SHELL: &str = "/bin/sh";
+pub const SHELL: &str = "/bin/sh";
 
 /// Runs the shell until it ends.
 ///

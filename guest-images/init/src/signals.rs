@@ -1,18 +1,28 @@
 //! Signals as events, and the reaping of children.
 
+use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
+use crate::hold;
 use crate::probe::SIGNALLED;
 use crate::system::End;
 
 /// Signals that init takes: its children's, and those that busybox's poweroff, halt and reboot send.
 const TAKEN: [libc::c_int; 5] = [libc::SIGCHLD, libc::SIGUSR1, libc::SIGUSR2, libc::SIGTERM, libc::SIGINT];
 
+/// Those that the launcher of a container passes on as well.
+const PASSED_ON: [libc::c_int; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT];
+
 /// A descriptor that is readable when a signal has come in.
 #[derive(Debug)]
-pub struct Signals(OwnedFd);
+pub struct Signals {
+    fd: OwnedFd,
+    in_container: bool,
+    /// Whom signals from outside of the container are for.
+    workload: Cell<Option<libc::pid_t>>,
+}
 
 /// A child that has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,15 +38,16 @@ impl Signals {
     ///
     /// # Errors
     /// The kernel has no signalfd, or no memory for one.
-    pub fn open() -> io::Result<Self> {
+    pub fn open(in_container: bool) -> io::Result<Self> {
+        let passed_on = if in_container { &PASSED_ON[..] } else { &[] };
         // SAFETY: a signal set is an array of integers; the calls write to live sets. SIGPIPE ignored makes writing
         // to a pipe without a reader an error.
         let fd = unsafe {
             libc::signal(libc::SIGPIPE, libc::SIG_IGN);
             let mut set = std::mem::zeroed();
             libc::sigemptyset(&mut set);
-            for signal in TAKEN {
-                libc::sigaddset(&mut set, signal);
+            for signal in TAKEN.iter().chain(passed_on) {
+                libc::sigaddset(&mut set, *signal);
             }
             libc::sigprocmask(libc::SIG_BLOCK, &set, std::ptr::null_mut());
             libc::signalfd(-1, &set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK)
@@ -45,7 +56,13 @@ impl Signals {
             return Err(io::Error::last_os_error());
         }
         // SAFETY: the descriptor was just opened and belongs to no one else.
-        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        Ok(Self { fd, in_container, workload: Cell::new(None) })
+    }
+
+    /// From now on, signals from outside of the container are passed on to this process.
+    pub fn pass_on_to(&self, workload: libc::pid_t) {
+        self.workload.set(Some(workload));
     }
 
     /// Takes all signals that have come in; how the machine is to end if one of them says so.
@@ -60,7 +77,17 @@ impl Signals {
             if got != size.cast_signed() {
                 return end;
             }
-            end = match info.ssi_signo.cast_signed() {
+            let signal = info.ssi_signo.cast_signed();
+            // The sender has no number here.
+            if self.in_container && info.ssi_pid == 0 && signal != libc::SIGCHLD {
+                // The terminal has told the workload itself.
+                if let (true, Some(pid)) = (info.ssi_code == libc::SI_USER, self.workload.get()) {
+                    // SAFETY: plain system call. The workload has not been reaped: that ends all waiting.
+                    unsafe { libc::kill(pid, signal) };
+                }
+                continue;
+            }
+            end = match signal {
                 libc::SIGUSR1 | libc::SIGUSR2 => Some(End::PowerOff),
                 libc::SIGTERM | libc::SIGINT => Some(End::Reset),
                 _ => end,
@@ -80,7 +107,7 @@ impl Signals {
 
 impl AsRawFd for Signals {
     fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
+        self.fd.as_raw_fd()
     }
 }
 
@@ -97,12 +124,15 @@ pub enum Reaped {
 
 /// Reaps one child, or an orphan that became one.
 pub fn reap() -> Reaped {
-    let mut status = 0;
-    // SAFETY: `status` is live.
-    match unsafe { libc::waitpid(-1, &mut status, libc::WNOHANG) } {
-        0 => Reaped::NotYet,
-        -1 => Reaped::NoChildren,
-        pid => Reaped::Child(Ended { pid, status: decode(status) }),
+    loop {
+        let mut status = 0;
+        // SAFETY: `status` is live.
+        match unsafe { libc::waitpid(-1, &mut status, libc::WNOHANG) } {
+            0 => return Reaped::NotYet,
+            -1 => return Reaped::NoChildren,
+            pid if libc::WIFSTOPPED(status) => hold::resume(pid, status),
+            pid => return Reaped::Child(Ended { pid, status: decode(status) }),
+        }
     }
 }
 

@@ -144,7 +144,7 @@ pub fn halt(reporter: Reporter, end: End) -> ! {
 }
 
 /// Asks all processes to end, then makes them.
-fn end_processes(signals: &Signals) {
+pub fn end_processes(signals: &Signals) {
     for signal in [libc::SIGTERM, libc::SIGKILL] {
         if reap_until_none(signals, Instant::now()) {
             return;

@@ -27,7 +27,10 @@ fn made(script: &str) -> Attempt {
 fn a_run_has_its_milestones_in_order() {
     let run = made("echo hello; sleep 0.05; echo again");
     assert!(run.failure.is_none(), "{:?}", run.failure);
-    assert_eq!((run.output.as_slice(), run.output_bytes, run.status), (b"hello\nagain\n".as_slice(), 12, Some(0)));
+    assert_eq!(
+        (run.output.as_slice(), run.output_bytes, run.status),
+        (b"hello\nagain\n".as_slice(), 12, Some(0))
+    );
     let [first, reaped] = ["first_output", "reaped"].map(|name| run.milestones[name]);
     assert!(first + 50_000_000 <= reaped, "{first} {reaped}");
     assert!(reaped < 20_000_000_000 && !run.killed);
@@ -118,7 +121,8 @@ fn memory_is_read_while_the_run_is_held() {
 #[test]
 fn memory_of_a_process_is_read_at_its_exit() {
     let traced = Terms { measure: Measure::Traced(Where::default()), ..terms() };
-    let run = attempt(&shell("kill -USR1 $$ & trap 'echo got' USR1; wait; sleep 0.01; exit 0"), &traced, None);
+    let run =
+        attempt(&shell("kill -USR1 $$ & trap 'echo got' USR1; wait; sleep 0.01; exit 0"), &traced, None);
     assert!(run.failure.is_none(), "{:?}", run.failure);
     assert!(run.memory.unwrap().pss > 50_000);
     let run = attempt(&shell("kill -TERM $$"), &traced, None);

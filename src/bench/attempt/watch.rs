@@ -128,7 +128,8 @@ impl<'a> Watch<'a> {
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
             Err(errno) => return Err(Failure::Watch(errno.into())),
         }
-        let [output, messages, report, end, signal] = fds.map(|fd| fd.revents().unwrap_or(PollFlags::empty()));
+        let [output, messages, report, end, signal] =
+            fds.map(|fd| fd.revents().unwrap_or(PollFlags::empty()));
         // The pipe's end alone is no output.
         if output.contains(PollFlags::POLLIN) && self.first_output.is_none() {
             self.first_output = Some(milestone::now());

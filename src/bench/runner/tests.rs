@@ -127,7 +127,8 @@ fn rounds_are_interleaved_in_an_order_that_the_seed_gives() {
 fn what_fails_is_counted_and_the_rest_goes_on() {
     // Fails in each third run that counts; the ids are numbered over all contestants.
     let sometimes = "case $ID in *[05]) kill -KILL $$;; esac; echo x";
-    let scripts = [("a", "echo x"), ("sometimes", sometimes), ("never", "echo no >&2; exit 4"), ("launch", "")];
+    let scripts =
+        [("a", "echo x"), ("sometimes", sometimes), ("never", "echo no >&2; exit 4"), ("launch", "")];
     let (contestants, calls) = contestants(&scripts);
     let mut kept = Kept::default();
     let results = run(contestants, &plan(Some(10), 2), None, &mut kept);
@@ -194,7 +195,9 @@ fn memory_has_rounds_of_its_own() {
     let (contestants, _) = contestants(&[("a", "true"), ("b", "exit 1")]);
     let plan = Plan { memory_runs: 3, ..plan(Some(1), 0) };
     let results = run(contestants, &plan, None, &mut Kept::default());
-    let of = |name: &str| results.memory.iter().filter(|sample| sample.contestant == name).cloned().collect::<Vec<_>>();
+    let of = |name: &str| {
+        results.memory.iter().filter(|sample| sample.contestant == name).cloned().collect::<Vec<_>>()
+    };
     assert_eq!(of("a").len(), 3);
     assert!(of("a").iter().all(|s| s.moment == "held" && s.pss > Some(10_000) && s.pss_guest.is_none()));
     assert!(of("b").iter().all(|s| s.pss.is_none() && s.failure.as_deref() == Some("exit status 1")));

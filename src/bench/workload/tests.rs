@@ -28,6 +28,11 @@ fn a_command_is_looked_up_in_its_root() {
     assert_eq!(workload(root.path(), "bin/tool").unwrap().program, Path::new("/bin/tool"));
     assert!(matches!(workload(root.path(), "sh"), Err(WorkloadError::NotFound { .. })));
     assert!(matches!(workload(root.path(), "/etc/text"), Err(WorkloadError::NotExecutable { .. })));
+    fs::create_dir(root.path().join(".tandem")).unwrap();
+    fs::write(root.path().join(".tandem/applets"), "cat\nrare\n").unwrap();
+    assert!(matches!(workload(root.path(), "rare"), Err(WorkloadError::NotFound { .. })));
+    fs::write(root.path().join("bin/busybox"), "").unwrap();
+    assert_eq!(workload(root.path(), "rare").unwrap().program, Path::new("/bin/busybox"));
     assert!(matches!(workload(Path::new("/nonexistent"), "sh"), Err(WorkloadError::Root { .. })));
 }
 

@@ -47,8 +47,15 @@ impl Exports {
 /// Prints the tables.
 pub(super) fn print(results: &Results) {
     for contestant in &results.contestants {
-        let mut times: Vec<_> = results.counted(&contestant.name).filter_map(|sample| sample.headline()).collect();
+        let mut times: Vec<_> =
+            results.counted(&contestant.name).filter_map(|sample| sample.headline()).collect();
         times.sort_unstable();
-        println!("{} {:?} median {:?} n {}", contestant.name, contestant.skipped, times.get(times.len() / 2), times.len());
+        println!(
+            "{} {:?} median {:?} n {}",
+            contestant.name,
+            contestant.skipped,
+            times.get(times.len() / 2),
+            times.len()
+        );
     }
 }

@@ -27,8 +27,10 @@ const fn channel(guest: Guest) -> &'static str {
         Guest::Ring3 => "/dev/hvc1",
     }
 }
-/// The guest's host name.
-const HOSTNAME: &str = "tandem";
+/// Bytes of memory that a guest has unless told otherwise.
+const DEFAULT_MEMORY: u64 = 128 << 20;
+/// The host name on both sides.
+pub(super) const HOSTNAME: &str = "tandem";
 
 /// What the user typed cannot work.
 #[derive(Debug, Error)]
@@ -74,6 +76,10 @@ pub(super) enum ResolveError {
     Engine { variable: &'static str, wanted: OsString },
     #[error("{variable}={}: notifications are by exit or ioeventfd", wanted.display())]
     Notifications { variable: &'static str, wanted: OsString },
+    #[error("--cpus {0}: a virtual machine has whole vCPUs; fractions are for --as container")]
+    FractionOfCpus(f64),
+    #[error("{0} is for containers: leave it out, or add --as container")]
+    OptionOfContainer(&'static str),
     #[error("--root-disk needs a --disk")]
     NoRootDisk,
     #[error("cannot read the file system of {}", path.display())]
@@ -107,6 +113,9 @@ impl ResolveError {
 
 /// Resolves the arguments.
 pub(super) fn resolve(args: &RunArgs, backend: &Backend) -> Result<MachineConfig, ResolveError> {
+    if let Some(option) = args.container.given() {
+        return Err(ResolveError::OptionOfContainer(option));
+    }
     let paths = Paths::from_env();
     let guest = guest::choose(args, &paths, backend, || guest::has_fsgsbase(Path::new("/")))?;
     if args.ring3_isolation.is_some() && guest != Guest::Ring3 {
@@ -117,8 +126,8 @@ pub(super) fn resolve(args: &RunArgs, backend: &Backend) -> Result<MachineConfig
         None => paths.guest_images(guest.name())?.kernel,
     };
     let request = Request {
-        memory: args.memory,
-        cpus: args.cpus,
+        memory: args.memory.unwrap_or(DEFAULT_MEMORY),
+        cpus: vcpus(args.cpus)?,
         kernel,
         unpacker: args.unpacker(),
         boot: args.boot_choice(),
@@ -131,6 +140,13 @@ pub(super) fn resolve(args: &RunArgs, backend: &Backend) -> Result<MachineConfig
     };
     let images = Images { paths, guest };
     MachineConfig::new(request, |kernel, linux, disks| software(args, &images, backend, kernel, linux, disks))
+}
+
+/// The number of vCPUs.
+fn vcpus(cpus: Option<f64>) -> Result<u32, ResolveError> {
+    let cpus = cpus.unwrap_or(1.0);
+    // What is too large is refused later, as what is 0.
+    if cpus.fract() == 0.0 { Ok(cpus as u32) } else { Err(ResolveError::FractionOfCpus(cpus)) }
 }
 
 /// The images of the guest that boots.
@@ -277,15 +293,20 @@ fn read(path: &Path) -> Result<Vec<u8>, ResolveError> {
     std::fs::read(path).map_err(|source| ResolveError::Init { path: path.to_owned(), source })
 }
 
-fn manifest(args: &RunArgs, guest: Guest, root: Option<Root>) -> Result<Vec<u8>, ResolveError> {
-    let interactive = args.command.is_empty();
+/// Names and values of `--env`.
+pub(super) fn variables(args: &RunArgs) -> Result<Vec<(OsString, OsString)>, ResolveError> {
     let variable = |text: &String| match text.split_once('=') {
         Some((name, value)) => Ok((name.into(), value.into())),
         None => Err(ResolveError::Variable(text.clone())),
     };
+    args.env.iter().map(variable).collect()
+}
+
+fn manifest(args: &RunArgs, guest: Guest, root: Option<Root>) -> Result<Vec<u8>, ResolveError> {
+    let interactive = args.command.is_empty();
     let command = Command {
         argv: args.command.clone(),
-        env: args.env.iter().map(variable).collect::<Result<_, _>>()?,
+        env: variables(args)?,
         cwd: args.workdir.clone(),
         channel: (!interactive).then(|| channel(guest).into()),
         console_is_tty: interactive.then(stdin_is_terminal),
@@ -293,6 +314,7 @@ fn manifest(args: &RunArgs, guest: Guest, root: Option<Root>) -> Result<Vec<u8>,
         window: window_size(io::stdin()).filter(|_| interactive).map(|size| (size.rows, size.cols)),
         term: std::env::var_os("TERM").filter(|_| interactive),
         root,
+        hold: args.hold_fd.is_some(),
     };
     Ok(command.manifest()?)
 }

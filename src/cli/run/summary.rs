@@ -13,6 +13,7 @@ use crate::machine::Finished;
 use crate::machine::config::{Console, Guest, MachineConfig};
 use crate::machine::outcome::CommandStatus;
 use crate::machine::stop::StopReason;
+use crate::milestone::supervisor::Supervisor;
 use crate::milestone::{Milestone, Stamps};
 
 /// Said after a failure on a host whose KVM is software.
@@ -38,6 +39,7 @@ pub(super) fn print(
     backend: &Backend,
     stamps: &Stamps,
     finished: &Finished,
+    supervisor: &Supervisor,
 ) -> u8 {
     let outcome = &finished.outcome;
     let symbols = std::cell::LazyCell::new(|| symbols(config));
@@ -68,13 +70,20 @@ pub(super) fn print(
     if finished.unread > 0 {
         say(format_args!("tandem: {} bytes of output were not read in time and are lost", finished.unread));
     }
-    if args.json {
-        say(format_args!(
-            "{}",
-            summary_json(config, stamps, finished, explanation.as_deref(), code, **backend)
-        ));
-    } else if args.time {
-        print_milestones(config, stamps, **backend);
+    if args.json || supervisor.listens() {
+        let mut object = summary_json(config, stamps, finished, explanation.as_deref(), code, **backend);
+        if args.json {
+            say(format_args!("{object}"));
+        }
+        if let Some(fields) = object.as_object_mut() {
+            fields.insert("event".into(), json!("finished"));
+            fields.insert("side".into(), json!("vm"));
+        }
+        supervisor.finished(&object);
+    }
+    if args.time && !args.json {
+        let (guest, kvm) = (config.guest_title(), backend.name());
+        milestone_table(stamps, &format!("guest: {guest}, KVM: {kvm}"));
     }
     code
 }
@@ -97,9 +106,9 @@ fn symbols(config: &MachineConfig) -> Option<Symbols> {
     config.kernel.symbols().ok().or_else(beside)
 }
 
-fn print_milestones(config: &MachineConfig, stamps: &Stamps, backend: KvmBackend) {
-    let (guest, kvm) = (config.guest_title(), backend.name());
-    say(format_args!("{:<18} {:>12}   (guest: {guest}, KVM: {kvm})", "milestone", "ms"));
+/// Prints the milestones; `title` says of what.
+pub(super) fn milestone_table(stamps: &Stamps, title: &str) {
+    say(format_args!("{:<18} {:>12}   ({title})", "milestone", "ms"));
     for milestone in Milestone::ALL {
         match stamps.since_spawned(milestone) {
             Some(ns) => say(format_args!("{:<18} {:>12.3}", milestone.name(), ns as f64 / 1e6)),
@@ -116,25 +125,16 @@ fn summary_json(
     code: u8,
     backend: KvmBackend,
 ) -> serde_json::Value {
-    let milestones: serde_json::Map<_, _> = Milestone::ALL
-        .into_iter()
-        .map(|milestone| (milestone.name().to_owned(), json!(stamps.since_spawned(milestone))))
-        .collect();
-    let command = finished.outcome.command.map(|command| match command {
-        CommandStatus::Exited(status) => json!({ "exited": status }),
-        CommandStatus::Signalled(signal) => json!({ "signalled": signal }),
-        CommandStatus::NotExecuted(errno) => json!({ "not_executed": errno }),
-    });
     json!({
         "exit_code": code,
         "stop": finished.outcome.reason.name(),
         "explanation": explanation,
-        "command": command,
+        "command": finished.outcome.command.map(CommandStatus::to_json),
         "guest": config.guest.name(),
         "guest_isolation": is_isolated(config, stamps, finished).unwrap_or(false),
         "kvm": backend.name(),
         "spawned_monotonic_ns": stamps.get(Milestone::Spawned),
-        "milestones_ns": milestones,
+        "milestones_ns": stamps.to_json(),
         "exits": finished.exits.by_reason().collect::<BTreeMap<_, _>>(),
         "log": finished.log,
     })

@@ -10,7 +10,7 @@ use crate::workload::initramfs::Initramfs;
 
 /// Builds a machine and has its vCPUs configured, but run nothing: it is to stop already.
 fn build(hypervisor: FakeHypervisor, config: &MachineConfig) -> Result<Machine, BuildError> {
-    let machine = super::build(&Arc::new(hypervisor), config, Arc::default())?;
+    let machine = super::build(&Arc::new(hypervisor), config, Arc::default(), Arc::default())?;
     machine.context.latch.request(StopReason::UserQuit);
     machine.threads.iter().for_each(|thread| thread.start((machine.setup.clone(), machine.context.clone())));
     machine.threads.iter().try_for_each(VcpuThread::configured)?;

@@ -10,7 +10,8 @@ use crate::milestone::probe::{self, Code};
 fn run(scripts: Vec<Vec<Step>>, change: impl FnOnce(&mut Request, &mut Software)) -> (Finished, Arc<Stamps>) {
     let (config, _file) = config(change);
     let stamps = Arc::new(Stamps::default());
-    let finished = super::run(&Arc::new(FakeHypervisor::new(scripts)), &config, &stamps).unwrap();
+    let finished =
+        super::run(&Arc::new(FakeHypervisor::new(scripts)), &config, &stamps, &Arc::default()).unwrap();
     (finished, stamps)
 }
 

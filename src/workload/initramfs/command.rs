@@ -61,6 +61,8 @@ pub struct Command {
     pub term: Option<OsString>,
     /// The root file system, if it is not the initramfs.
     pub root: Option<Root>,
+    /// Hold the command when it is about to exit.
+    pub hold: bool,
 }
 
 impl Command {
@@ -109,6 +111,9 @@ impl Command {
             records.add(manifest::ROOT, "root", &[OsStr::new(device)])?;
             records.add(manifest::ROOT_TYPE, "root", &[OsStr::new(file_system)])?;
             records.add(manifest::ROOT_OVERLAY, "root", &[OsStr::new(if read_only { "1" } else { "0" })])?;
+        }
+        if self.hold {
+            records.add(manifest::HOLD, "hold", &[OsStr::new("1")])?;
         }
         if let Some((rows, columns)) = self.window {
             records.add(manifest::WINDOW, "window", &[OsStr::new(&format!("{rows}x{columns}"))])?;

@@ -114,10 +114,11 @@ fn manifest_holds_the_command() {
         window: Some((24, 80)),
         term: Some("xterm".into()),
         root: Some(Root { device: "/dev/vda", file_system: "ext4", read_only: true }),
+        hold: true,
     };
     let bytes = command.manifest().unwrap();
     let records: Vec<_> = manifest::records(&bytes).collect();
-    let expected: [(&str, &[u8]); 16] = [
+    let expected: [(&str, &[u8]); 17] = [
         ("arg", b"sh"),
         ("arg", b"-c"),
         ("arg", b"echo a=b; exit 7"),
@@ -133,6 +134,7 @@ fn manifest_holds_the_command() {
         ("root", b"/dev/vda"),
         ("roottype", b"ext4"),
         ("rootoverlay", b"1"),
+        ("hold", b"1"),
         ("window", b"24x80"),
     ];
     assert_eq!(records, expected.map(|(key, value)| (key.as_bytes(), value)));

@@ -1,0 +1,90 @@
+//! On directories that look like a v2 hierarchy; tests/container_parts has the real one.
+
+use super::*;
+use tempfile::TempDir;
+
+/// A group with controllers available and enabled.
+fn group(root: &TempDir, path: &str, available: &str, enabled: &str) -> PathBuf {
+    let dir = root.path().join(path);
+    std::fs::create_dir_all(&dir).unwrap();
+    std::fs::write(dir.join("cgroup.controllers"), available).unwrap();
+    std::fs::write(dir.join("cgroup.subtree_control"), enabled).unwrap();
+    dir
+}
+
+fn enabled(dir: &Path) -> String {
+    std::fs::read_to_string(dir.join("cgroup.subtree_control")).unwrap()
+}
+
+const MEMORY: (&str, &str) = ("memory", "--memory");
+const CPU: (&str, &str) = ("cpu", "--cpus");
+
+#[test]
+fn enables_what_is_required() {
+    let root = tempfile::tempdir().unwrap();
+    let top = group(&root, "", "cpu memory", "");
+    let own = group(&root, "own", "cpu memory", "");
+    assert_eq!(make(&own, "x", &[MEMORY, CPU], &["memory"]).unwrap(), own.join("x"));
+    assert!(own.join("x").is_dir());
+    assert_eq!((enabled(&own).as_str(), enabled(&top).as_str()), ("+memory +cpu", ""));
+}
+
+#[test]
+fn enables_nothing_that_is_enabled() {
+    let root = tempfile::tempdir().unwrap();
+    let own = group(&root, "", "cpu memory pids", "memory pids\n");
+    make(&own, "x", &[MEMORY], &["memory"]).unwrap();
+    assert_eq!(enabled(&own), "memory pids\n");
+}
+
+#[test]
+fn goes_up_to_where_the_controller_is() {
+    let root = tempfile::tempdir().unwrap();
+    let top = group(&root, "", "cpu memory", "memory");
+    let own = group(&root, "slice/scope", "memory", "");
+    let slice = group(&root, "slice", "memory", "");
+    assert_eq!(make(&own, "x", &[CPU], &[]).unwrap(), top.join("x"));
+    // Preferred, and enabled nowhere near: what is there already is taken, or else one's own is enabled.
+    assert_eq!(make(&own, "y", &[], &["memory"]).unwrap(), own.join("y"));
+    assert_eq!((enabled(&slice).as_str(), enabled(&own).as_str()), ("", "+memory"));
+}
+
+#[test]
+fn a_preferred_controller_is_worth_an_ancestor() {
+    let root = tempfile::tempdir().unwrap();
+    let own = group(&root, "slice/scope", "memory", "");
+    let slice = group(&root, "slice", "memory", "memory");
+    // As the kernel refuses it to a group with processes, with another error.
+    std::fs::remove_file(own.join("cgroup.subtree_control")).unwrap();
+    assert_eq!(make(&own, "x", &[], &["memory"]).unwrap(), slice.join("x"));
+}
+
+#[test]
+fn without_what_is_preferred_a_group_is_made_all_the_same() {
+    let root = tempfile::tempdir().unwrap();
+    let own = group(&root, "", "hugetlb", "");
+    assert_eq!(make(&own, "x", &[], &["memory"]).unwrap(), own.join("x"));
+}
+
+#[test]
+fn tells_what_is_missing() {
+    let root = tempfile::tempdir().unwrap();
+    let own = group(&root, "", "memory", "memory");
+    let error = make(&own, "x", &[CPU], &[]).unwrap_err();
+    assert!(matches!(error, CgroupError::Missing { controller: "cpu", option: "--cpus" }), "{error:?}");
+    assert!(!own.join("x").exists());
+    let nothing = make(&own.join("not/mounted"), "x", &[], &[]).unwrap_err();
+    assert!(matches!(nothing, CgroupError::Make { .. }), "{nothing:?}");
+}
+
+#[test]
+fn an_existing_group_is_not_taken_over() {
+    let root = tempfile::tempdir().unwrap();
+    let own = group(&root, "own", "memory", "memory");
+    group(&root, "", "memory", "memory");
+    std::fs::create_dir(own.join("x")).unwrap();
+    for (required, preferred) in [(&[MEMORY][..], &[][..]), (&[][..], &["memory"][..])] {
+        let error = make(&own, "x", required, preferred).unwrap_err();
+        assert!(matches!(&error, CgroupError::Exists(dir) if *dir == own.join("x")), "{error:?}");
+    }
+}

@@ -1,0 +1,358 @@
+//! The child, from clone3 to the execution of `tandem-init`: system calls only, on memory that was prepared before.
+//!
+//! It allocates nothing, formats nothing and takes no lock. Paths in the new root are used only when that is this
+//! process's root: a symbolic link in it leads nowhere else.
+
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::ptr;
+
+use libc::{c_int, c_ulong};
+
+use super::config::RootMode;
+use super::plan::Plan;
+use super::security::{CapSet, drop_capabilities, install, mask_paths, set_no_new_privs};
+use super::step::Step;
+use crate::workload::manifest::{HOLD_FD, IN_CONTAINER, MANIFEST_FD, REPORT_FD};
+
+/// Where the root directory is open while an overlay is mounted over it; [`LAYERS`] names it.
+const LOWER_FD: RawFd = 200;
+const LAYERS: &CStr = c"lowerdir=/proc/self/fd/200,upperdir=upper,workdir=work";
+/// In a user namespace, attributes of the kind that users may set.
+const USER_LAYERS: &CStr = c"lowerdir=/proc/self/fd/200,upperdir=upper,workdir=work,userxattr";
+
+const SECURE: c_ulong = libc::MS_NOSUID | libc::MS_NODEV;
+
+/// A step that failed, and its errno.
+pub(super) struct Failure {
+    pub step: Step,
+    pub errno: c_int,
+}
+
+type Result<T = ()> = std::result::Result<T, Failure>;
+
+/// Nodes of /dev and their numbers (Documentation/admin-guide/devices.txt).
+const NODES: [(&CStr, u32, u32); 6] = [
+    (c"dev/null", 1, 3),
+    (c"dev/zero", 1, 5),
+    (c"dev/full", 1, 7),
+    (c"dev/random", 1, 8),
+    (c"dev/urandom", 1, 9),
+    (c"dev/tty", 5, 0),
+];
+
+/// Symbolic links in /dev: where they lead, and their names.
+const LINKS: [(&CStr, &CStr); 5] = [
+    (c"/proc/self/fd", c"/dev/fd"),
+    (c"/proc/self/fd/0", c"/dev/stdin"),
+    (c"/proc/self/fd/1", c"/dev/stdout"),
+    (c"/proc/self/fd/2", c"/dev/stderr"),
+    (c"pts/ptmx", c"/dev/ptmx"),
+];
+
+fn check(step: Step, result: c_int) -> Result<c_int> {
+    if result < 0 { Err(Failure { step, errno: errno() }) } else { Ok(result) }
+}
+
+fn errno() -> c_int {
+    // SAFETY: the C library's address of this thread's errno is always valid.
+    unsafe { *libc::__errno_location() }
+}
+
+/// Becomes the container's init. Returns only if that fails.
+pub(super) fn run(plan: &Plan) -> Failure {
+    match prepare(plan) {
+        Ok(init) => execute(init),
+        Err(failure) => failure,
+    }
+}
+
+/// Everything up to the execution; the descriptor of the program.
+fn prepare(plan: &Plan) -> Result<RawFd> {
+    die_with_parent(plan.parent.as_raw_fd())?;
+    place_descriptors(plan)?;
+    if let Some(user) = &plan.user {
+        // Without that a group could be left that a file denies something.
+        write_file(c"/proc/self/setgroups", c"deny")?;
+        write_file(c"/proc/self/gid_map", &user.gid)?;
+        write_file(c"/proc/self/uid_map", &user.uid)?;
+    }
+    mount(Step::Private, None, c"/", None, libc::MS_REC | libc::MS_PRIVATE, None)?;
+    let init = clone_init(plan.init)?;
+    let host = open_directory(Step::Root, c"/")?;
+    // SAFETY: plain system call.
+    unsafe { libc::umask(0) };
+    enter_root(plan)?;
+    // The old root comes to lie on top of the new one, where `.` finds it: pivot_root(2).
+    // SAFETY: both strings end with NUL.
+    let pivoted = unsafe { libc::syscall(libc::SYS_pivot_root, c".".as_ptr(), c".".as_ptr()) };
+    check(Step::Pivot, pivoted as c_int)?;
+    mount_all(plan, host)?;
+    // SAFETY: the string ends with NUL.
+    check(Step::Detach, unsafe { libc::umount2(c".".as_ptr(), libc::MNT_DETACH) })?;
+    // SAFETY: the string ends with NUL.
+    check(Step::Detach, unsafe { libc::chdir(c"/".as_ptr()) })?;
+    if plan.mode == RootMode::ReadOnly {
+        set_mount(Step::ReadOnly, libc::AT_FDCWD, c"/", libc::MOUNT_ATTR_RDONLY)?;
+    }
+    let name = plan.hostname.to_bytes();
+    // SAFETY: pointer and length are those of a live string.
+    check(Step::Hostname, unsafe { libc::sethostname(name.as_ptr().cast(), name.len()) })?;
+    bring_loopback_up();
+    confine(plan)?;
+    Ok(init)
+}
+
+/// Gives up whatever the workload must not have; nothing is opened, mounted or moved after that.
+fn confine(plan: &Plan) -> Result {
+    if let Some(go) = &plan.go {
+        let mut byte = 0u8;
+        // SAFETY: the buffer is one live byte.
+        match check(Step::Cgroup, unsafe { libc::read(go.as_raw_fd(), (&raw mut byte).cast(), 1) } as c_int)?
+        {
+            1 => {}
+            _ => return Err(Failure { step: Step::Cgroup, errno: libc::EPIPE }),
+        }
+    }
+    if plan.filter.is_some() {
+        done(Step::Mask, mask_paths())?;
+    }
+    // SAFETY: plain system calls.
+    unsafe {
+        libc::umask(0o022);
+        if plan.user.is_none() {
+            // What groups the caller has besides is of no concern to the container; in a user namespace it cannot be helped.
+            libc::setgroups(0, ptr::null());
+        }
+    }
+    // Whatever else is open, also of whoever started Tandem, is not for the container.
+    let first = if plan.hold.is_some() { HOLD_FD + 1 } else { REPORT_FD + 1 };
+    // SAFETY: plain system call.
+    let closed =
+        unsafe { libc::syscall(libc::SYS_close_range, first, c_int::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    check(Step::Descriptors, closed as c_int)?;
+    done(Step::Capabilities, drop_capabilities(&CapSet::CONTAINER))?;
+    done(Step::NoNewPrivileges, set_no_new_privs())?;
+    plan.filter.as_ref().map_or(Ok(()), |filter| done(Step::Filter, install(filter)))
+}
+
+/// What the room's parts return are plain error numbers.
+fn done(step: Step, result: io::Result<()>) -> Result {
+    result.map_err(|error| Failure { step, errno: error.raw_os_error().unwrap_or(0) })
+}
+
+/// This process is killed when Tandem ends, however that ends.
+fn die_with_parent(parent: RawFd) -> Result {
+    // SAFETY: plain system call.
+    check(Step::Parent, unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) })?;
+    let mut poll = libc::pollfd { fd: parent, events: libc::POLLIN, revents: 0 };
+    // SAFETY: one live structure.
+    match check(Step::Parent, unsafe { libc::poll(&mut poll, 1, 0) })? {
+        0 => Ok(()),
+        // It has ended before.
+        _ => Err(Failure { step: Step::Parent, errno: libc::ESRCH }),
+    }
+}
+
+fn place_descriptors(plan: &Plan) -> Result {
+    let hold = plan.hold.as_ref().map(|fd| (fd, HOLD_FD));
+    for (from, to) in [(&plan.manifest, MANIFEST_FD), (&plan.report, REPORT_FD)].into_iter().chain(hold) {
+        // SAFETY: plain system call. What was at `to` is the parent's, which keeps its own.
+        check(Step::Descriptors, unsafe { libc::dup2(from.as_raw_fd(), to) })?;
+    }
+    Ok(())
+}
+
+fn write_file(path: &CStr, text: &CStr) -> Result {
+    let bytes = text.to_bytes();
+    // SAFETY: the path ends with NUL; pointer and length are those of a live string; the descriptor is closed once.
+    unsafe {
+        let fd = check(Step::UserMap, libc::open(path.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC))?;
+        check(Step::UserMap, libc::write(fd, bytes.as_ptr().cast(), bytes.len()) as c_int)?;
+        libc::close(fd);
+    }
+    Ok(())
+}
+
+/// `tandem-init`, through a mount of its own that is read-only: the workload, which can open it as /proc/1/exe, must not be
+/// able to change the host's file.
+fn clone_init(path: &CStr) -> Result<RawFd> {
+    let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC;
+    // SAFETY: the path ends with NUL.
+    let fd = unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) };
+    let fd = check(Step::Init, fd as c_int)?;
+    set_mount(Step::Init, fd, c"", libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID)?;
+    Ok(fd)
+}
+
+/// Sets attributes of the mount at a path, or of that which is open, and of all below.
+fn set_mount(step: Step, fd: RawFd, path: &CStr, set: u64) -> Result {
+    let attributes = libc::mount_attr { attr_set: set, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    let flags = libc::AT_EMPTY_PATH;
+    // SAFETY: the path ends with NUL; pointer and length are those of a live structure.
+    let set = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            fd,
+            path.as_ptr(),
+            flags,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    check(step, set as c_int).map(drop)
+}
+
+fn open_directory(step: Step, path: &CStr) -> Result<RawFd> {
+    // SAFETY: the path ends with NUL.
+    check(step, unsafe { libc::open(path.as_ptr(), libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC) })
+}
+
+/// Mounts the new root, which then is the current directory.
+fn enter_root(plan: &Plan) -> Result {
+    if plan.mode == RootMode::Writable {
+        mount(Step::Bind, Some(plan.root), plan.staging, None, libc::MS_BIND | libc::MS_REC, None)?;
+        return change_directory(plan.staging);
+    }
+    let lower = open_directory(Step::Root, plan.root)?;
+    // SAFETY: plain system call.
+    check(Step::Root, unsafe { libc::dup3(lower, LOWER_FD, libc::O_CLOEXEC) })?;
+    mount(Step::Memory, Some(c"tandem"), plan.staging, Some(c"tmpfs"), SECURE, Some(c"mode=755"))?;
+    change_directory(plan.staging)?;
+    for directory in [c"upper", c"work", c"root"] {
+        make_directory(directory, 0o755)?;
+    }
+    let layers = if plan.user.is_some() { USER_LAYERS } else { LAYERS };
+    mount(Step::Overlay, Some(c"tandem"), c"root", Some(c"overlay"), 0, Some(layers))?;
+    change_directory(c"root")
+}
+
+fn change_directory(path: &CStr) -> Result {
+    // SAFETY: the path ends with NUL.
+    check(Step::Root, unsafe { libc::chdir(path.as_ptr()) }).map(drop)
+}
+
+fn mount(
+    step: Step,
+    source: Option<&CStr>,
+    target: &CStr,
+    kind: Option<&CStr>,
+    flags: c_ulong,
+    data: Option<&CStr>,
+) -> Result {
+    let pointer = |string: Option<&CStr>| string.map_or(ptr::null(), CStr::as_ptr);
+    // SAFETY: all pointers are null or to strings that end with NUL.
+    let mounted =
+        unsafe { libc::mount(pointer(source), target.as_ptr(), pointer(kind), flags, pointer(data).cast()) };
+    check(step, mounted).map(drop)
+}
+
+/// What is there already is as good, if it is a directory: the mount tells.
+fn make_directory(path: &CStr, mode: libc::mode_t) -> Result {
+    // SAFETY: the path ends with NUL.
+    match check(Step::Directory, unsafe { libc::mkdir(path.as_ptr(), mode) }) {
+        Err(failure) if failure.errno != libc::EEXIST => Err(failure),
+        _ => Ok(()),
+    }
+}
+
+/// Mounts a file system of this kind on a directory, which is made.
+fn mount_on(step: Step, kind: &CStr, target: &CStr, flags: c_ulong, data: &CStr) -> Result {
+    make_directory(target, 0o755)?;
+    mount(step, Some(kind), target, Some(kind), flags, Some(data))
+}
+
+/// What programs expect to find mounted. `host` is the old root.
+fn mount_all(plan: &Plan, host: RawFd) -> Result {
+    let kernel = SECURE | libc::MS_NOEXEC;
+    mount_on(Step::Proc, c"proc", c"/proc", kernel, c"")?;
+    // Not to be had in a user namespace where the host's own is not whole: programs do without.
+    make_directory(c"/sys", 0o755)?;
+    let _ = mount(Step::Proc, Some(c"sysfs"), c"/sys", Some(c"sysfs"), kernel | libc::MS_RDONLY, None);
+    mount_on(Step::Dev, c"tmpfs", c"/dev", libc::MS_NOSUID | libc::MS_STRICTATIME, c"mode=755")?;
+    make_nodes(plan, host)?;
+    for (to, name) in LINKS {
+        // SAFETY: both paths end with NUL. The file system is new: nothing is in the way.
+        check(Step::Nodes, unsafe { libc::symlink(to.as_ptr(), name.as_ptr()) })?;
+    }
+    // A terminal's group is not known in a user namespace.
+    let pts = match plan.user {
+        None => c"newinstance,gid=5,mode=620,ptmxmode=666",
+        Some(_) => c"newinstance,mode=620,ptmxmode=666",
+    };
+    mount_on(Step::Pts, c"devpts", c"/dev/pts", libc::MS_NOSUID | libc::MS_NOEXEC, pts)?;
+    mount_on(Step::Tmp, c"tmpfs", c"/dev/shm", SECURE, c"mode=1777")?;
+    mount_on(Step::Tmp, c"tmpfs", c"/run", SECURE, c"mode=755")?;
+    mount_on(Step::Tmp, c"tmpfs", c"/tmp", SECURE, c"mode=1777")
+}
+
+/// Makes the nodes, or mounts the host's: without privileges there is no making.
+fn make_nodes(plan: &Plan, host: RawFd) -> Result {
+    let root = if plan.user.is_some() { None } else { Some(open_directory(Step::Nodes, c"/")?) };
+    for (name, major, minor) in NODES {
+        let made = root.is_some_and(|root| {
+            // SAFETY: the path ends with NUL.
+            unsafe {
+                libc::mknodat(root, name.as_ptr(), libc::S_IFCHR | 0o666, libc::makedev(major, minor)) == 0
+            }
+        });
+        if !made {
+            mount_node(host, name)?;
+        }
+    }
+    Ok(())
+}
+
+/// Mounts a node of the host's; `name` is relative to the old root as well as to the new one.
+fn mount_node(host: RawFd, name: &CStr) -> Result {
+    // SAFETY: all paths end with NUL. The current directory is the new root's, whichever mount covers that.
+    unsafe {
+        let root = open_directory(Step::Nodes, c"/")?;
+        let flags = libc::O_CREAT | libc::O_RDONLY | libc::O_NOFOLLOW | libc::O_CLOEXEC;
+        let file = check(Step::Nodes, libc::openat(root, name.as_ptr(), flags, 0o666))?;
+        libc::close(file);
+        let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC;
+        let node = libc::syscall(libc::SYS_open_tree, host, name.as_ptr(), flags);
+        let node = check(Step::Nodes, node as c_int)?;
+        let flags = libc::MOVE_MOUNT_F_EMPTY_PATH;
+        let moved = libc::syscall(libc::SYS_move_mount, node, c"".as_ptr(), root, name.as_ptr(), flags);
+        check(Step::Nodes, moved as c_int)?;
+        libc::close(node);
+        libc::close(root);
+    }
+    Ok(())
+}
+
+/// A container whose loopback device stays down is one without.
+fn bring_loopback_up() {
+    // SAFETY: all fields of an ifreq are integers and byte arrays, for which zero is valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
+        *to = from.cast_signed();
+    }
+    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+    // SAFETY: SIOCSIFFLAGS reads an ifreq, which outlives the call; what is no socket is refused.
+    unsafe {
+        let socket = libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0);
+        libc::ioctl(socket, libc::SIOCSIFFLAGS, &request);
+        libc::close(socket);
+    }
+}
+
+fn execute(init: RawFd) -> Failure {
+    let arguments = [c"tandem-init".as_ptr(), IN_CONTAINER.as_ptr(), ptr::null()];
+    let environment = [ptr::null::<libc::c_char>()];
+    // SAFETY: the arrays end with null, their strings with NUL.
+    unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            init,
+            c"".as_ptr(),
+            arguments.as_ptr(),
+            environment.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        )
+    };
+    Failure { step: Step::Execute, errno: errno() }
+}

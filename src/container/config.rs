@@ -1,0 +1,204 @@
+//! What a container is to be. Every error that can be found without creating anything is found here.
+
+use std::ffi::{CString, NulError};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use thiserror::Error;
+
+use super::cgroup::Limits;
+
+/// How much is done around the workload.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Profile {
+    /// Namespaces, capabilities, seccomp filter, masked paths, a cgroup.
+    #[default]
+    Default,
+    /// Without seccomp filter, masked paths and cgroup.
+    Minimal,
+}
+
+impl Profile {
+    /// The name on the command line and in JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Default => "default",
+            Self::Minimal => "minimal",
+        }
+    }
+}
+
+/// What becomes of what the workload writes to its root.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RootMode {
+    /// It goes to an overlay in memory, which is discarded.
+    #[default]
+    Overlay,
+    /// It is refused.
+    ReadOnly,
+    /// It changes the directory itself.
+    Writable,
+}
+
+impl RootMode {
+    /// The name in JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Overlay => "overlay",
+            Self::ReadOnly => "readonly",
+            Self::Writable => "writable",
+        }
+    }
+}
+
+/// The configuration cannot work.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// The root cannot be used.
+    #[error("cannot use {} as a root file system", path.display())]
+    Root {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    /// Limits without that which keeps to them.
+    #[error("--memory, --cpus and --pids are limits of a cgroup, which --profile minimal leaves out")]
+    LimitsWithoutCgroup,
+    /// A path holds a NUL byte.
+    #[error("a path holds a NUL byte")]
+    Nul(#[from] NulError),
+}
+
+impl ConfigError {
+    /// Whether it is a directory that does not exist.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::Root { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    }
+}
+
+/// What the user asks for.
+#[derive(Debug)]
+pub struct Request {
+    /// The root file system.
+    pub root: PathBuf,
+    /// What becomes of what is written to it.
+    pub mode: RootMode,
+    /// The directory with the file `tandem-init`.
+    pub guest: PathBuf,
+    /// What `tandem-init` is to run.
+    pub manifest: Vec<u8>,
+    /// Host name.
+    pub hostname: String,
+    /// How much is done around it.
+    pub profile: Profile,
+    /// What it may use at most.
+    pub limits: Limits,
+    /// End the run after this time.
+    pub timeout: Option<Duration>,
+}
+
+/// A configuration that can work.
+#[derive(Debug)]
+pub struct Config {
+    /// The root file system, without symbolic links.
+    pub root: PathBuf,
+    /// What becomes of what is written to it.
+    pub mode: RootMode,
+    /// `tandem-init`.
+    pub init: PathBuf,
+    /// What it is to run.
+    pub manifest: Vec<u8>,
+    /// How much is done around it.
+    pub profile: Profile,
+    /// What it may use at most.
+    pub limits: Limits,
+    /// End the run after this time.
+    pub timeout: Option<Duration>,
+    /// Whether there is a user namespace, in which the caller is root.
+    pub rootless: bool,
+    pub(super) root_path: CString,
+    /// A directory that is there and not the root, to mount over in the container's own namespace.
+    pub(super) staging: CString,
+    pub(super) init_path: CString,
+    pub(super) hostname: CString,
+}
+
+impl Config {
+    /// Checks what is asked for.
+    ///
+    /// # Errors
+    /// The root is no directory, or cannot be entered; limits without a cgroup.
+    pub fn new(request: Request) -> Result<Self, ConfigError> {
+        if request.profile == Profile::Minimal && request.limits != Limits::default() {
+            return Err(ConfigError::LimitsWithoutCgroup);
+        }
+        let unusable = |source| ConfigError::Root { path: request.root.clone(), source };
+        let root = std::fs::canonicalize(&request.root).map_err(unusable)?;
+        if !root.is_dir() {
+            return Err(unusable(io::Error::from_raw_os_error(libc::ENOTDIR)));
+        }
+        let staging = std::fs::canonicalize(&request.guest).map_err(unusable)?;
+        let init = staging.join("tandem-init");
+        Ok(Self {
+            root_path: c_string(&root)?,
+            staging: c_string(&staging)?,
+            init_path: c_string(&init)?,
+            hostname: CString::new(request.hostname)?,
+            root,
+            mode: request.mode,
+            init,
+            manifest: request.manifest,
+            profile: request.profile,
+            limits: request.limits,
+            timeout: request.timeout,
+            rootless: !nix::unistd::geteuid().is_root(),
+        })
+    }
+
+    /// Its own namespaces.
+    pub fn namespaces(&self) -> Vec<&'static str> {
+        let user = self.rootless.then_some(super::USER_NAMESPACE);
+        super::NAMESPACES.into_iter().chain(user).collect()
+    }
+}
+
+fn c_string(path: &Path) -> Result<CString, NulError> {
+    CString::new(path.as_os_str().as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(root: &Path) -> Request {
+        Request {
+            root: root.to_owned(),
+            mode: RootMode::Overlay,
+            guest: PathBuf::from("/"),
+            manifest: Vec::new(),
+            hostname: "tandem".into(),
+            profile: Profile::Default,
+            limits: Limits::default(),
+            timeout: None,
+        }
+    }
+
+    #[test]
+    fn a_root_is_a_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(Config::new(request(dir.path())).unwrap().root, dir.path().canonicalize().unwrap());
+        let absent = Config::new(request(&dir.path().join("absent"))).unwrap_err();
+        assert!(absent.is_not_found());
+        let file = Config::new(request(Path::new("/dev/null"))).unwrap_err();
+        assert!(!file.is_not_found());
+    }
+
+    #[test]
+    fn the_minimal_profile_has_no_limits() {
+        let limits = Limits { pids: Some(9), ..Limits::default() };
+        let request = Request { profile: Profile::Minimal, limits, ..request(Path::new("/")) };
+        assert!(matches!(Config::new(request), Err(ConfigError::LimitsWithoutCgroup)));
+    }
+}

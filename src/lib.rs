@@ -12,5 +12,6 @@ pub mod host;
 pub mod hypervisor;
 pub mod machine;
 pub mod milestone;
+pub mod report;
 pub mod ring3;
 pub mod workload;

@@ -78,9 +78,9 @@ pub fn describe(conditions: &Conditions, programs: &[Program]) -> Environment {
         ("tandem", format!("{}, {} build", env!("CARGO_PKG_VERSION"), profile())),
     ];
     let paths = Paths::from_env();
-    for flavour in [STANDARD, RING3] {
+    for (name, flavour) in [("guest_standard", STANDARD), ("guest_ring3", RING3)] {
         if let Ok(manifest) = paths.guest_images(flavour).and_then(|images| images.manifest()) {
-            pairs.push(("guest", format!("{flavour}, Linux {}, build {}", manifest.version, manifest.hash)));
+            pairs.push((name, format!("Linux {}, build {}", manifest.version, manifest.hash)));
         }
     }
     for program in programs {

@@ -3,6 +3,8 @@
 pub mod attempt;
 pub mod contestant;
 pub mod environment;
+#[cfg(test)]
+pub mod fixture;
 mod memory;
 pub mod model;
 pub mod namespaces;
@@ -15,6 +17,8 @@ pub mod save;
 pub mod schedule;
 pub mod signals;
 mod spawn;
+pub mod statistics;
+pub mod summary;
 mod trace;
 pub mod vm;
 pub mod workload;

@@ -157,6 +157,24 @@ impl Results {
             !sample.warmup && sample.failure.is_none() && sample.contestant == contestant
         })
     }
+
+    /// The milestone of the headline, one for all, for only like compares with like: the first output if the workload
+    /// prints, else its end, else `reaped`, which is always known. A contestant whose workload printed in most runs
+    /// prints; so many of them have to know a milestone for it to be taken.
+    pub fn headline(&self) -> Option<&'static str> {
+        let known_to = |contestant: &ContestantInfo, milestone: &str| {
+            let (known, all) = self.counted(&contestant.name).fold((0, 0), |(known, all), sample| {
+                (known + usize::from(sample.milestones.contains_key(milestone)), all + 1)
+            });
+            all == 0 || known * 2 > all
+        };
+        if !self.samples.iter().any(|sample| !sample.warmup && sample.failure.is_none()) {
+            return None;
+        }
+        let known_to_all =
+            |milestone: &&str| self.contestants.iter().all(|contestant| known_to(contestant, milestone));
+        ["first_output", "workload_exited", "reaped"].into_iter().find(known_to_all)
+    }
 }
 
 impl Sample {

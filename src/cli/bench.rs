@@ -25,6 +25,7 @@ use crate::bench::registry::{self, Selected, SelectionError};
 use crate::bench::runner::{self, Plan};
 use crate::bench::schedule;
 use crate::bench::signals::Signals;
+use crate::bench::summary::Summary;
 use crate::bench::workload::{Workload, WorkloadError};
 use crate::host::paths::Paths;
 use crate::host::{random, runtimes};
@@ -164,8 +165,9 @@ fn bench(args: &BenchArgs) -> Result<u8, BenchError> {
     let mut progress = Progress::new(args.exports.results_file(&paths));
     let results = runner::run(contestants, &plan, Some(&mut signals), &mut progress);
     progress.finish();
-    let written = args.exports.write(&results, progress.file());
-    exports::print(&results);
+    let summary = Summary::of(&results);
+    let written = args.exports.write(&results, &summary, progress.file());
+    exports::print(&results, &summary);
     if let Some(file) = progress.unnamed_file() {
         say(format_args!("tandem: all samples are in {}", file.display()));
     }

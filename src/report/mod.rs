@@ -1,0 +1,24 @@
+//! Reports of what a bench has measured: for a terminal, and as files. All are made of [`Results`] and of the
+//! [`Summary`] computed from them.
+//!
+//! [`Results`]: crate::bench::model::Results
+//! [`Summary`]: crate::bench::summary::Summary
+
+pub mod csv;
+pub mod hyperfine;
+pub mod json;
+pub mod markdown;
+pub mod number;
+mod sheet;
+pub mod table;
+mod text;
+
+use thiserror::Error;
+
+/// Why a report could not be made.
+#[derive(Debug, Error)]
+pub enum ReportError {
+    /// There is no JSON for it.
+    #[error("cannot write the results as JSON")]
+    Json(#[from] serde_json::Error),
+}

@@ -75,7 +75,7 @@ pub fn describe(conditions: &Conditions, programs: &[Program]) -> Environment {
         ("load_before", format!("{:.2}", conditions.load)),
         ("memory", memory()),
         ("cgroups", cgroups()),
-        ("tandem", format!("{}, {} build", env!("CARGO_PKG_VERSION"), profile())),
+        ("build", profile().into()),
     ];
     let paths = Paths::from_env();
     for (name, flavour) in [("guest_standard", STANDARD), ("guest_ring3", RING3)] {
@@ -199,7 +199,7 @@ mod tests {
     fn the_environment_has_no_gaps() {
         let mut environment = describe(&Conditions::now(), &[]);
         conclude(&mut environment, &Conditions::now());
-        for name in ["cpu", "governor", "kernel", "kvm", "steal", "cgroups", "tandem"] {
+        for name in ["cpu", "governor", "kernel", "kvm", "steal", "cgroups", "build"] {
             let found: Vec<_> =
                 environment.0.iter().filter(|(n, value)| n == name && !value.is_empty()).collect();
             assert_eq!(found.len(), 1, "{name}");

@@ -1,7 +1,6 @@
 //! Tandem's own containers: `tandem run --as container`.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::contestant::{Contestant, HOLD_FD, Launch, REPORT_FD, Run, Skip};
@@ -71,9 +70,9 @@ pub(super) fn descriptors(held: bool) -> Vec<OsString> {
 }
 
 /// A launch of Tandem itself, in our own environment: it finds its files by that.
-pub(super) fn tandem(program: &std::path::Path, args: Vec<OsString>) -> Launch {
+pub(super) fn tandem(workload: &Workload, args: Vec<OsString>, held: bool) -> Launch {
     Launch {
-        program: PathBuf::from(program),
+        program: if held { workload.tandem_apart.path() } else { workload.tandem.clone() },
         args,
         env: std::env::vars_os().collect(),
         reports: true,
@@ -106,7 +105,7 @@ impl Contestant for Namespaces {
     }
 
     fn launch(&mut self, run: Run<'_>) -> Result<Launch, String> {
-        Ok(tandem(&self.workload.tandem, self.args(run.hold)))
+        Ok(tandem(&self.workload, self.args(run.hold), run.hold))
     }
 
     // The launcher leaves nothing behind, whatever kills it.

@@ -57,7 +57,7 @@ impl VirtualMachine {
     /// Asks Tandem itself what it would run.
     fn plan(&self) -> Result<Plan, String> {
         let args = self.args(vec!["--dry-run".into(), "--json".into()]);
-        let launch = Launch { reports: false, ..tandem(&self.workload.tandem, args) };
+        let launch = Launch { reports: false, ..tandem(&self.workload, args, false) };
         let terms = Terms { time_limit: ANSWER_WITHIN, ..Terms::default() };
         let answer = attempt(&launch, &terms, None);
         match answer.failure {
@@ -104,7 +104,7 @@ impl Contestant for VirtualMachine {
     }
 
     fn launch(&mut self, run: Run<'_>) -> Result<Launch, String> {
-        Ok(tandem(&self.workload.tandem, self.args(descriptors(run.hold))))
+        Ok(tandem(&self.workload, self.args(descriptors(run.hold)), run.hold))
     }
 
     // A VM is one process: nothing is left of it.

@@ -3,12 +3,14 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::stat::Mode;
 use thiserror::Error;
 
@@ -28,8 +30,32 @@ pub enum WorkloadError {
     Root { path: PathBuf, source: io::Error },
     #[error("{command} is not in the root file system {}", root.display())]
     NotFound { command: String, root: PathBuf },
+    #[error("cannot copy this program into memory")]
+    Copy(#[source] io::Error),
     #[error("{command} in the root file system {} cannot be executed", root.display())]
     NotExecutable { command: String, root: PathBuf },
+}
+
+/// This program.
+const SELF: &str = "/proc/self/exe";
+
+/// A program's copy in memory, which is gone with this process.
+#[derive(Clone, Debug)]
+pub struct Copied(Arc<OwnedFd>);
+
+impl Copied {
+    fn of(program: &Path) -> io::Result<Self> {
+        let copy = File::from(memfd_create(c"tandem", MFdFlags::MFD_CLOEXEC)?);
+        io::copy(&mut File::open(program)?, &mut &copy)?;
+        // A file that is open for writing is not executed.
+        let path = format!("/proc/self/fd/{}", copy.as_raw_fd());
+        Ok(Self(Arc::new(File::open(path)?.into())))
+    }
+
+    /// Its path, for processes that may look into this one.
+    pub fn path(&self) -> PathBuf {
+        format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd()).into()
+    }
 }
 
 /// The workload, and what it is given.
@@ -49,6 +75,9 @@ pub struct Workload {
     pub memory: Option<u64>,
     /// The program `tandem`.
     pub tandem: PathBuf,
+    /// A copy of it, for runs whose memory is measured: what they would share with the bench, which is the same program,
+    /// PSS would count as half.
+    pub tandem_apart: Copied,
 }
 
 impl Workload {
@@ -74,7 +103,8 @@ impl Workload {
             file,
             cpus: None,
             memory: None,
-            tandem: PathBuf::from("/proc/self/exe"),
+            tandem: PathBuf::from(SELF),
+            tandem_apart: Copied::of(Path::new(SELF)).map_err(WorkloadError::Copy)?,
         })
     }
 

@@ -107,7 +107,9 @@ impl BenchError {
     fn exit_code(&self) -> u8 {
         match self {
             Self::Workload(WorkloadError::NotFound { .. }) => exit_code::NOT_FOUND,
-            Self::Signals(_) | Self::Subreaper(_) => exit_code::SETUP,
+            Self::Workload(WorkloadError::Copy(_)) | Self::Signals(_) | Self::Subreaper(_) => {
+                exit_code::SETUP
+            }
             Self::Workload(_) | Self::Selection(_) | Self::Baseline(_) | Self::Cold(_) => {
                 exit_code::CONFIGURATION
             }

@@ -27,9 +27,9 @@ Exit codes of `tandem run`:
   5        triple fault
   6        KVM could not go on: emulation failure, refused entry, internal error
   7        all vCPUs halted with interrupts off
-  8        PID 1 of the guest could not do its work
+  8        PID 1 of the guest or container could not do its work
   124      the time given with --timeout was over
-  125      Tandem could not set the machine up
+  125      Tandem could not set the machine or container up
   126      bad configuration, or a command that cannot be executed
   127      command or file not found
   128+n    signal n ended Tandem or the command";

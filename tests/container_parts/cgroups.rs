@@ -1,6 +1,6 @@
 //! Control groups of this host, in whichever layout.
 
-use crate::{Child, LIMIT, common, is_root};
+use crate::{Child, LIMIT, common};
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
@@ -15,9 +15,6 @@ const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
 /// A group for these limits; if this host cannot have it, the test is skipped.
 fn group(test: &str, limits: &Limits) -> Option<Group> {
-    if !is_root(test) {
-        return None;
-    }
     let cgroups = Cgroups::detect(Path::new("/")).unwrap();
     match Group::create_accounted(&cgroups, limits, &unique_name().unwrap()) {
         Ok(group) if group.directories().count() == 0 => common::skip(test, "no cgroup hierarchy"),
@@ -288,22 +285,30 @@ fn groups_of_a_killed_owner_are_removed_and_no_others() {
 }
 
 #[test]
-fn controllers_of_v2_are_enabled_by_a_parent_without_processes() {
-    let test = "controllers_of_v2_are_enabled_by_a_parent_without_processes";
-    let cgroups = Cgroups::detect(Path::new("/")).unwrap();
-    let memory = cgroups.controller("memory").is_some_and(|h| h.version == Version::V2);
-    if !is_root(test) {
-        return;
-    }
-    if !memory {
-        return common::skip(test, "the memory controller is not in a v2 hierarchy");
-    }
-    let Some(group) = group(test, &Limits { memory: Some(64 << 20), cpus: None, pids: Some(8) }) else {
+fn controllers_of_v2_are_enabled_where_they_are_needed() {
+    let test = "controllers_of_v2_are_enabled_where_they_are_needed";
+    let Some(group) = group(test, &Limits { memory: Some(64 << 20), cpus: Some(1.5), pids: Some(8) }) else {
         return;
     };
     let dirs = directories(&group);
-    assert_eq!(std::fs::read_to_string(dirs[0].join("memory.max")).unwrap(), "67108864\n");
-    assert_eq!(std::fs::read_to_string(dirs[0].join("pids.max")).unwrap(), "8\n");
+    let read = |file| std::fs::read_to_string(dirs[0].join(file)).map_err(|error| error.to_string());
+    if read("memory.max").is_err() {
+        return common::skip(test, "the memory controller is not in a v2 hierarchy");
+    }
+    let values = ["memory.max", "memory.swap.max", "cpu.max", "pids.max"].map(read);
+    assert_eq!(values, ["67108864\n", "0\n", "150000 100000\n", "8\n"].map(|value| Ok(value.to_owned())));
+    // Not further away than necessary.
+    let cgroups = Cgroups::detect(Path::new("/")).unwrap();
+    let v2 = cgroups.hierarchies.iter().find(|h| h.version == Version::V2).unwrap();
+    let parent = dirs[0].parent().unwrap();
+    let nearer: Vec<_> = v2.group.ancestors().take_while(|dir| *dir != parent).collect();
+    assert!(v2.group.starts_with(parent), "{}", parent.display());
+    for dir in nearer {
+        let processes = std::fs::read_to_string(dir.join("cgroup.procs")).unwrap();
+        let available = std::fs::read_to_string(dir.join("cgroup.controllers")).unwrap();
+        let lacks = ["memory", "cpu", "pids"].iter().any(|c| !available.split_whitespace().any(|a| a == *c));
+        assert!(!processes.is_empty() || lacks, "{}", dir.display());
+    }
     group.remove().unwrap();
     assert_gone(&dirs);
 }

@@ -1,5 +1,5 @@
 //! The parts of the container room on this host: limits that bite, groups that go away, and what a confined process can
-//! no longer do. Each needs root; what else is missing makes a test skip.
+//! no longer do. What is missing, be it root's powers, makes a test skip.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod cgroups;

@@ -40,7 +40,7 @@ use system::End;
 
 /// Called by the C library with the arguments of the kernel, which are of no interest, or of a container's launcher.
 #[cfg_attr(not(test), unsafe(no_mangle))]
-pub extern "C" fn main(argc: libc::c_int, argv: *const *const libc::c_char) -> libc::c_int {
+extern "C" fn main(argc: libc::c_int, argv: *const *const libc::c_char) -> libc::c_int {
     // SAFETY: the C library passes `argc` strings that end with NUL.
     if unsafe { container::is_asked_for(argc, argv) } {
         return container::main();

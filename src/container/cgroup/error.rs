@@ -23,7 +23,8 @@ pub enum CgroupError {
     NotDelegated { option: &'static str, parent: PathBuf, source: io::Error },
     /// cgroup-v2.rst, "No Internal Process Constraint".
     #[error(
-        "{option} needs controllers enabled in {}, which has processes itself and therefore cannot: {DELEGATE}",
+        "{option} needs controllers enabled in {}, which has processes itself and therefore cannot: run tandem in a \
+         group below one without processes, e.g. with systemd: systemd-run --user --scope -p Delegate=yes tandem ...",
         parent.display()
     )]
     Populated { option: &'static str, parent: PathBuf, source: io::Error },

@@ -15,30 +15,40 @@ pub(super) fn words(file: &Path) -> io::Result<Vec<String>> {
 }
 
 /// Makes group `name` as near to the group `own` as possible. `required`: controllers and the options that need them;
-/// they are enabled where they are not. `preferred` are controllers worth going to an ancestor for that has them
-/// enabled. What is enabled stays so: other groups may rely on it by the time this one ends.
+/// they are enabled where they are not, and with them those that are `preferred`. Where nothing is required an ancestor
+/// will do that has those enabled already. What is enabled stays so: other groups may rely on it by the time this one
+/// ends.
 pub(super) fn make(
     own: &Path,
     name: &str,
     required: &[(&'static str, &'static str)],
     preferred: &[&str],
 ) -> Result<PathBuf, CgroupError> {
-    if !preferred.is_empty() {
-        match search(own, name, required, preferred) {
+    if required.is_empty() && !preferred.is_empty() {
+        let prefer = |parent: &Path| has_or_enables(parent, preferred, parent == own);
+        match search(own, name, required, prefer) {
             Ok(dir) => return Ok(dir),
             Err(error @ CgroupError::Exists(_)) => return Err(error),
             Err(_) => {}
         }
     }
-    search(own, name, required, &[])
+    search(own, name, required, |parent| {
+        if !required.is_empty() {
+            enable(parent, required.iter().map(|(controller, _)| *controller))?;
+            // One by one, as none of them has to be there.
+            let _ = preferred.iter().try_for_each(|controller| enable(parent, [*controller]));
+        }
+        Ok(true)
+    })
 }
 
-/// Goes from `own` up to the top of what is mounted. The first failure is told: it is the one the user can act upon.
+/// Goes from `own` up to the top of what is mounted, to the first that can be made ready. The first failure is told: it
+/// is the one the user can act upon.
 fn search(
     own: &Path,
     name: &str,
     required: &[(&'static str, &'static str)],
-    preferred: &[&str],
+    ready: impl Fn(&Path) -> io::Result<bool>,
 ) -> Result<PathBuf, CgroupError> {
     let mut first = None;
     let option = required.first().map(|(_, option)| *option);
@@ -49,9 +59,7 @@ fn search(
             first.get_or_insert(CgroupError::Missing { controller, option });
             continue;
         }
-        let made = enable(parent, required, preferred, parent == own)
-            .and_then(|ready| if ready { std::fs::create_dir(&dir).map(Some) } else { Ok(None) });
-        match made {
+        match ready(parent).and_then(|ready| if ready { create(&dir).map(Some) } else { Ok(None) }) {
             Ok(Some(())) => return Ok(dir),
             Ok(None) => {}
             Err(source) => {
@@ -73,30 +81,43 @@ fn search(
     }))
 }
 
-/// Enables what is required, and what is preferred too if `own`. Whether all of it is enabled then.
-fn enable(
-    parent: &Path,
-    required: &[(&'static str, &'static str)],
-    preferred: &[&str],
-    own: bool,
-) -> io::Result<bool> {
+/// Whether these controllers are enabled for the children of `parent`, if need be by now being so.
+fn has_or_enables(parent: &Path, controllers: &[&str], may_enable: bool) -> io::Result<bool> {
+    if may_enable {
+        return enable(parent, controllers.iter().copied()).map(|()| true);
+    }
+    let enabled = words(&parent.join("cgroup.subtree_control"))?;
+    Ok(controllers.iter().all(|controller| enabled.iter().any(|e| e == controller)))
+}
+
+/// Enables those that are not.
+fn enable<'a>(parent: &Path, controllers: impl IntoIterator<Item = &'a str>) -> io::Result<()> {
     let file = parent.join("cgroup.subtree_control");
     let enabled = words(&file)?;
-    let lacks = |controller: &&str| !enabled.iter().any(|e| e == controller);
-    if !own && preferred.iter().any(lacks) {
-        return Ok(false);
+    let missing = controllers.into_iter().filter(|controller| !enabled.iter().any(|e| e == controller));
+    let missing: Vec<String> = missing.map(|controller| format!("+{controller}")).collect();
+    if missing.is_empty() {
+        return Ok(());
     }
-    let missing: Vec<String> = required
-        .iter()
-        .map(|(controller, _)| *controller)
-        .chain(preferred.iter().copied().filter(|controller| required.iter().all(|(r, _)| r != controller)))
-        .filter(lacks)
-        .map(|controller| format!("+{controller}"))
-        .collect();
-    if !missing.is_empty() {
-        write(&file, &missing.join(" "))?;
+    // The kernel itself refuses that only of some controllers. With others the group becomes the root of a threaded
+    // subtree, and those below can take threads but no processes. The root of all, which may, has no type.
+    if parent.join("cgroup.type").exists() && !words(&parent.join("cgroup.procs"))?.is_empty() {
+        return Err(io::Error::from_raw_os_error(libc::EBUSY));
     }
-    Ok(true)
+    write(&file, &missing.join(" "))
+}
+
+/// Makes a group that can take processes.
+fn create(dir: &Path) -> io::Result<()> {
+    std::fs::create_dir(dir)?;
+    // Kernels before 4.14 have no types.
+    match std::fs::read_to_string(dir.join("cgroup.type")) {
+        Ok(kind) if kind.trim() != "domain" => {
+            std::fs::remove_dir(dir)?;
+            Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP))
+        }
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]

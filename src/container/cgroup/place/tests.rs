@@ -22,11 +22,40 @@ const CPU: (&str, &str) = ("cpu", "--cpus");
 #[test]
 fn enables_what_is_required() {
     let root = tempfile::tempdir().unwrap();
-    let top = group(&root, "", "cpu memory", "");
+    let top = group(&root, "", "cpu memory", "cpu memory");
     let own = group(&root, "own", "cpu memory", "");
-    assert_eq!(make(&own, "x", &[MEMORY, CPU], &["memory"]).unwrap(), own.join("x"));
+    assert_eq!(make(&own, "x", &[MEMORY, CPU], &[]).unwrap(), own.join("x"));
     assert!(own.join("x").is_dir());
-    assert_eq!((enabled(&own).as_str(), enabled(&top).as_str()), ("+memory +cpu", ""));
+    assert_eq!((enabled(&own).as_str(), enabled(&top).as_str()), ("+memory +cpu", "cpu memory"));
+}
+
+#[test]
+fn what_is_required_is_enabled_nearby_rather_than_found_far_away() {
+    let root = tempfile::tempdir().unwrap();
+    group(&root, "", "cpu memory", "cpu memory");
+    let slice = group(&root, "slice", "cpu memory", "");
+    let own = group(&root, "slice/scope", "", "");
+    assert_eq!(make(&own, "x", &[CPU], &["memory"]).unwrap(), slice.join("x"));
+    // The directory has no kernel that would add: the second write, for what is preferred, is over the first.
+    assert_eq!(enabled(&slice), "+memory");
+}
+
+#[test]
+fn a_group_with_processes_is_asked_to_enable_nothing() {
+    let root = tempfile::tempdir().unwrap();
+    let top = group(&root, "", "cpu", "");
+    std::fs::write(top.join("cgroup.procs"), "1\n").unwrap();
+    let own = group(&root, "own", "cpu", "");
+    std::fs::write(own.join("cgroup.procs"), "2\n").unwrap();
+    std::fs::write(own.join("cgroup.type"), "domain\n").unwrap();
+    // The root of all may have processes.
+    assert_eq!(make(&own, "x", &[CPU], &[]).unwrap(), top.join("x"));
+    assert_eq!((enabled(&own).as_str(), enabled(&top).as_str()), ("", "+cpu"));
+    std::fs::write(top.join("cgroup.type"), "domain\n").unwrap();
+    std::fs::write(top.join("cgroup.subtree_control"), "").unwrap();
+    let error = make(&own, "y", &[CPU], &[]).unwrap_err();
+    assert!(matches!(&error, CgroupError::Populated { parent, .. } if *parent == own), "{error:?}");
+    assert_eq!((enabled(&own).as_str(), enabled(&top).as_str()), ("", ""));
 }
 
 #[test]

@@ -13,7 +13,7 @@ use crate::bench::summary::Summary;
 use crate::host::errors::chain;
 use crate::host::paths::Paths;
 use crate::report::table::{self, Style};
-use crate::report::{ReportError, csv, hyperfine, json, markdown};
+use crate::report::{ReportError, csv, html, hyperfine, json, markdown};
 
 /// Files to write.
 #[derive(Debug, Args)]
@@ -30,6 +30,9 @@ pub(super) struct Exports {
     /// Write the tables to a file as Markdown
     #[arg(long, value_name = "FILE")]
     export_markdown: Option<PathBuf>,
+    /// Write everything to a file as one page for a browser
+    #[arg(long, value_name = "FILE")]
+    export_html: Option<PathBuf>,
 }
 
 impl Exports {
@@ -46,11 +49,12 @@ impl Exports {
     /// was.
     pub(super) fn write(&self, results: &Results, summary: &Summary, results_file: Option<&Path>) -> bool {
         type Render<'a> = Box<dyn Fn() -> Result<String, ReportError> + 'a>;
-        let exports: [(Option<&Path>, Render<'_>); 4] = [
+        let exports: [(Option<&Path>, Render<'_>); 5] = [
             (results_file, Box::new(|| json::render(results, summary))),
             (self.export_hyperfine.as_deref(), Box::new(|| hyperfine::render(results))),
             (self.export_csv.as_deref(), Box::new(|| Ok(csv::render(results)))),
             (self.export_markdown.as_deref(), Box::new(|| Ok(markdown::render(results, summary)))),
+            (self.export_html.as_deref(), Box::new(|| Ok(html::render(results, summary)))),
         ];
         let mut complete = true;
         for (path, render) in exports {

@@ -17,7 +17,7 @@ use thiserror::Error;
 use self::watch::Watch;
 use super::contestant::Launch;
 use super::memory::{self, Reading};
-use super::reap;
+use super::reap::{self, Ended};
 use super::signals::Signals;
 use super::spawn::{self, SpawnError, Streams};
 use crate::host::errors::chain;
@@ -134,7 +134,7 @@ pub fn attempt(launch: &Launch, terms: &Terms, signals: Option<&mut Signals>) ->
         kill_all(watch.pid(), terms.subreaper);
     }
     let reaped = watch.reap(DEATH);
-    let strays = reap::strays(terms.subreaper);
+    let strays = if terms.subreaper { reap::strays() } else { Ended::default() };
     watch.drain();
     attempt.failure = watched.err().or(reaped.err());
     watch.tell(&mut attempt);

@@ -18,13 +18,13 @@ pub struct Namespaces {
 
 impl Namespaces {
     /// With all layers.
-    pub fn new(workload: Arc<Workload>) -> Box<dyn Contestant> {
-        Box::new(Self { workload, minimal: false })
+    pub fn new(workload: Arc<Workload>) -> Self {
+        Self { workload, minimal: false }
     }
 
     /// Namespaces and the change of root alone.
-    pub fn minimal(workload: Arc<Workload>) -> Box<dyn Contestant> {
-        Box::new(Self { workload, minimal: true })
+    pub fn minimal(workload: Arc<Workload>) -> Self {
+        Self { workload, minimal: true }
     }
 
     fn args(&self, held: bool) -> Vec<OsString> {

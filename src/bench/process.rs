@@ -19,9 +19,9 @@ pub struct Process {
 }
 
 impl Process {
-    pub fn new(workload: Arc<Workload>) -> Box<dyn Contestant> {
+    pub fn new(workload: Arc<Workload>) -> Self {
         let chroot = may_chroot(&fs::read_to_string("/proc/self/status").unwrap_or_default());
-        Box::new(Self { workload, chroot })
+        Self { workload, chroot }
     }
 
     fn args(&self) -> Vec<OsString> {

@@ -3,7 +3,6 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -23,14 +22,12 @@ pub struct Ended {
     pub system: u64,
 }
 
-/// Looks whether a child has ended, and if so waits for it. `traced` ones may have stopped instead; then what the kernel
-/// tells is left.
+/// Looks whether a child has ended, and if so waits for it.
 ///
 /// # Errors
 /// It is no child.
-pub fn ended(pid: Pid, any: bool) -> io::Result<Option<Ended>> {
-    let id = if any { -1 } else { pid.as_raw() };
-    Ok(wait(id)?.and_then(|(_, status, usage)| Ended::of(status, &usage)))
+pub fn ended(pid: Pid) -> io::Result<Option<Ended>> {
+    Ok(wait(pid.as_raw())?.and_then(|(_, status, usage)| Ended::of(status, &usage)))
 }
 
 /// `wait4`, which does not wait: id, status and usage of a child that has ended or stopped.
@@ -64,13 +61,25 @@ impl Ended {
     }
 }
 
-/// Waits for all other children: processes of a run whose parents have ended before them. Those that stay are killed. If
-/// this process is no subreaper there are none. The time that they used.
-pub fn strays(subreaper: bool) -> Ended {
+/// Waits for all other children: processes of a run whose parents have ended before them. Those that stay are killed. Only
+/// for a process that has no children but those of the run. The time that they used.
+pub fn strays() -> Ended {
     let mut sum = Ended::default();
-    let mut deadline = Instant::now() + GRACE;
-    let mut killed = false;
-    while subreaper {
+    if !collect(&mut sum) {
+        for pid in memory::tree(&memory::children(std::process::id() as i32)) {
+            // One that has ended has not been waited for: the number is still its own. Below ours there is only the run.
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+        // What does not die is left.
+        collect(&mut sum);
+    }
+    sum
+}
+
+/// Waits for children for a while, and adds up what they used. Whether none is left.
+fn collect(sum: &mut Ended) -> bool {
+    let deadline = Instant::now() + GRACE;
+    loop {
         match wait(-1) {
             Ok(Some((_, status, usage))) => {
                 if let Some(ended) = Ended::of(status, &usage) {
@@ -79,20 +88,11 @@ pub fn strays(subreaper: bool) -> Ended {
                 }
             }
             Ok(None) if Instant::now() < deadline => std::thread::sleep(LOOK_EVERY),
-            Ok(None) if !killed => {
-                for pid in memory::tree(&memory::children(std::process::id() as i32)) {
-                    // One that has ended has not been waited for: the number is still its own, or a descendant's.
-                    let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-                }
-                (killed, deadline) = (true, Instant::now() + GRACE);
-            }
-            // They do not die, or there are none.
-            Ok(None) => break,
-            Err(error) if error.raw_os_error() == Some(Errno::EINTR as i32) => {}
-            Err(_) => break,
+            Ok(None) => return false,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return true,
         }
     }
-    sum
 }
 
 /// Makes this process the parent of all descendants that lose theirs.

@@ -7,8 +7,10 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use super::contestant::Contestant;
+use super::namespaces::{self, Namespaces};
+use super::process::{self, Process};
+use super::vm::{self, VirtualMachine};
 use super::workload::Workload;
-use super::{namespaces, process, vm};
 use crate::host::runtimes::Program;
 
 /// Whether a contestant takes part where the user names none.
@@ -34,18 +36,26 @@ pub struct Entry {
 
 /// Tandem's own. Adapters of other runtimes add theirs to [`entries`].
 const OWN: [Entry; 4] = [
-    Entry { name: process::NAME, usual: Usual::Always, factory: |w, _| process::Process::new(w.clone()) },
+    Entry {
+        name: process::NAME,
+        usual: Usual::Always,
+        factory: |workload, _| Box::new(Process::new(workload.clone())),
+    },
     Entry {
         name: namespaces::NAME,
         usual: Usual::Always,
-        factory: |w, _| namespaces::Namespaces::new(w.clone()),
+        factory: |workload, _| Box::new(Namespaces::new(workload.clone())),
     },
     Entry {
         name: namespaces::MINIMAL,
         usual: Usual::Never,
-        factory: |w, _| namespaces::Namespaces::minimal(w.clone()),
+        factory: |workload, _| Box::new(Namespaces::minimal(workload.clone())),
     },
-    Entry { name: vm::NAME, usual: Usual::Always, factory: |w, _| vm::VirtualMachine::new(w.clone()) },
+    Entry {
+        name: vm::NAME,
+        usual: Usual::Always,
+        factory: |workload, _| Box::new(VirtualMachine::new(workload.clone())),
+    },
 ];
 
 /// All that can be named, in the order of the tables.

@@ -33,8 +33,8 @@ struct Plan {
 }
 
 impl VirtualMachine {
-    pub fn new(workload: Arc<Workload>) -> Box<dyn Contestant> {
-        Box::new(Self { workload, notes: Vec::new() })
+    pub fn new(workload: Arc<Workload>) -> Self {
+        Self { workload, notes: Vec::new() }
     }
 
     fn args(&self, more: Vec<OsString>) -> Vec<OsString> {

@@ -215,16 +215,18 @@ fn sleeping(dir: &TempDir) -> (Child, String) {
         &script,
     ];
     let child = bench(dir, &args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
-    let child = child.expect("the bench starts");
+    let mut child = child.expect("the bench starts");
+    let text = || fs::read_to_string(&pids).unwrap_or_default();
     let deadline = Instant::now() + LIMIT;
-    loop {
-        let text = fs::read_to_string(&pids).unwrap_or_default();
-        if text.lines().count() >= 3 {
-            return (child, text);
+    while text().lines().count() < 3 {
+        if Instant::now() > deadline {
+            child.kill().expect("it is ended");
+            child.wait().expect("waiting for the bench");
+            panic!("the runs begin");
         }
-        assert!(Instant::now() < deadline, "the runs begin");
         std::thread::sleep(Duration::from_millis(5));
     }
+    (child, text())
 }
 
 /// All these processes end soon.

@@ -78,11 +78,9 @@ impl<'a> Watch<'a> {
 
     /// Watches until the process has ended, which is then waited for.
     pub(super) fn run(&mut self) -> Result<(), Failure> {
-        for file in [Some(&self.ends.stdout), Some(&self.ends.stderr), self.ends.report.as_ref()] {
-            if let Some(file) = file {
-                fcntl(file.as_fd(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK))
-                    .map_err(|errno| Failure::Watch(errno.into()))?;
-            }
+        for file in [&self.ends.stdout, &self.ends.stderr].into_iter().chain(&self.ends.report) {
+            fcntl(file.as_fd(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK))
+                .map_err(|errno| Failure::Watch(errno.into()))?;
         }
         loop {
             let ready = self.wait()?;
@@ -202,7 +200,7 @@ impl<'a> Watch<'a> {
     /// Looks whether the process has ended, or stopped if it is traced.
     fn look(&mut self) -> Result<(), Failure> {
         let Measure::Traced(place) = &self.terms.measure else {
-            self.ended = reap::ended(self.pid(), false).map_err(Failure::Watch)?;
+            self.ended = reap::ended(self.pid()).map_err(Failure::Watch)?;
             self.reaped = self.ended.map(|_| milestone::now());
             return Ok(());
         };
@@ -231,7 +229,7 @@ impl<'a> Watch<'a> {
     pub(super) fn reap(&mut self, limit: Duration) -> Result<(), Failure> {
         let deadline = Instant::now() + limit;
         while self.ended.is_none() {
-            self.ended = reap::ended(self.pid(), false).map_err(Failure::Watch)?;
+            self.ended = reap::ended(self.pid()).map_err(Failure::Watch)?;
             if self.ended.is_none() {
                 if Instant::now() >= deadline {
                     return Err(Failure::Watch(io::Error::other("it does not die")));

@@ -1,7 +1,9 @@
 //! What the bench needs of a contestant. The runner does the rest: pipes, stamps, the time limit, waiting, counting.
 
 use std::ffi::OsString;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::model::ContestantInfo;
 
@@ -20,7 +22,7 @@ pub struct Run<'a> {
 }
 
 /// The process to create for a run.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct Launch {
     /// Absolute path; in the new root if there is one.
     pub program: PathBuf,
@@ -30,6 +32,8 @@ pub struct Launch {
     pub env: Vec<(OsString, OsString)>,
     /// Root directory of the process, or that of the bench.
     pub root: Option<PathBuf>,
+    /// Mount namespace of the process, or that of the bench.
+    pub mount_namespace: Option<Arc<OwnedFd>>,
     /// It writes to [`REPORT_FD`].
     pub reports: bool,
     /// It honours [`HOLD_FD`].

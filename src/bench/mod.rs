@@ -5,6 +5,7 @@ pub mod contestant;
 pub mod environment;
 #[cfg(test)]
 pub mod fixture;
+pub mod foreign;
 mod memory;
 pub mod model;
 pub mod namespaces;

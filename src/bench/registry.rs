@@ -1,12 +1,14 @@
 //! Which contestants there are, and which of them take part.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::sync::Arc;
 
 use thiserror::Error;
 
-use super::contestant::Contestant;
+use super::contestant::{Contestant, Launch, Run, Skip};
+use super::foreign::site::Site;
+use super::foreign::{self, GuestFiles};
+use super::model::{ContestantInfo, Kind};
 use super::namespaces::{self, Namespaces};
 use super::process::{self, Process};
 use super::vm::{self, VirtualMachine};
@@ -23,8 +25,19 @@ pub enum Usual {
     Never,
 }
 
-/// Makes a contestant; `programs` are the runtimes that were found on PATH, with their versions.
-pub type Factory = fn(&Arc<Workload>, &[Program]) -> Box<dyn Contestant>;
+/// What contestants are made of.
+pub struct Context<'a> {
+    pub workload: Arc<Workload>,
+    /// The runtimes that were found on PATH, with their versions.
+    pub programs: &'a [Program],
+    /// Where the state of other runtimes lives.
+    pub site: Site,
+    /// What other VMMs boot, if a guest is built.
+    pub guest: Option<GuestFiles>,
+}
+
+/// Makes the contestant of this name.
+pub type Factory = fn(&str, &Context<'_>) -> Box<dyn Contestant>;
 
 /// A contestant that can be named.
 #[derive(Clone, Copy)]
@@ -34,33 +47,98 @@ pub struct Entry {
     pub factory: Factory,
 }
 
-/// Tandem's own. Adapters of other runtimes add theirs to [`entries`].
+/// Tandem's own.
 const OWN: [Entry; 4] = [
     Entry {
         name: process::NAME,
         usual: Usual::Always,
-        factory: |workload, _| Box::new(Process::new(workload.clone())),
+        factory: |_, context| Box::new(Process::new(context.workload.clone())),
     },
     Entry {
         name: namespaces::NAME,
         usual: Usual::Always,
-        factory: |workload, _| Box::new(Namespaces::new(workload.clone())),
+        factory: |_, context| Box::new(Namespaces::new(context.workload.clone())),
     },
     Entry {
         name: namespaces::MINIMAL,
         usual: Usual::Never,
-        factory: |workload, _| Box::new(Namespaces::minimal(workload.clone())),
+        factory: |_, context| Box::new(Namespaces::minimal(context.workload.clone())),
     },
     Entry {
         name: vm::NAME,
         usual: Usual::Always,
-        factory: |workload, _| Box::new(VirtualMachine::new(workload.clone())),
+        factory: |_, context| Box::new(VirtualMachine::new(context.workload.clone())),
     },
 ];
 
 /// All that can be named, in the order of the tables.
 pub fn entries() -> Vec<Entry> {
-    OWN.to_vec()
+    let container =
+        |name| Entry { name, usual: Usual::IfFound(foreign::program_name(name)), factory: foreign_container };
+    let vmm = |name| Entry { name, usual: Usual::Never, factory: foreign_vm };
+    let foreign = foreign::CONTAINERS.into_iter().map(container).chain(foreign::VMMS.into_iter().map(vmm));
+    OWN.into_iter().chain(foreign).collect()
+}
+
+fn found<'a>(name: &str, context: &Context<'a>) -> Option<&'a Program> {
+    let program = foreign::program_name(name);
+    context.programs.iter().find(|found| found.name == program)
+}
+
+fn foreign_container(name: &str, context: &Context<'_>) -> Box<dyn Contestant> {
+    let task = context.workload.task();
+    found(name, context)
+        .and_then(|program| foreign::container(name, program, &task, &context.site))
+        .unwrap_or_else(|| Box::new(Missing::program(name, Kind::Container)))
+}
+
+fn foreign_vm(name: &str, context: &Context<'_>) -> Box<dyn Contestant> {
+    let Some(guest) = &context.guest else {
+        let reason = "the standard guest is not built: run ./scripts/build-guest".into();
+        return Box::new(Missing { name: name.into(), kind: Kind::Vm, reason });
+    };
+    let task = context.workload.task();
+    found(name, context)
+        .and_then(|program| foreign::vm(name, program, &task, &context.site, guest))
+        .unwrap_or_else(|| Box::new(Missing::program(name, Kind::Vm)))
+}
+
+/// What is not there to take part.
+struct Missing {
+    name: String,
+    kind: Kind,
+    reason: String,
+}
+
+impl Missing {
+    fn program(name: &str, kind: Kind) -> Self {
+        Self { name: name.into(), kind, reason: format!("{} is not on PATH", foreign::program_name(name)) }
+    }
+}
+
+impl Contestant for Missing {
+    fn info(&self) -> ContestantInfo {
+        ContestantInfo {
+            name: self.name.clone(),
+            kind: self.kind,
+            version: None,
+            command_line: String::new(),
+            skipped: None,
+            notes: Vec::new(),
+        }
+    }
+
+    fn prepare(&mut self) -> Result<(), Skip> {
+        Err(Skip(self.reason.clone()))
+    }
+
+    fn launch(&mut self, _: Run<'_>) -> Result<Launch, String> {
+        Err(self.reason.clone())
+    }
+
+    fn discard(&mut self, _: Run<'_>) {}
+
+    fn finish(&mut self) {}
 }
 
 /// A name that is none.
@@ -114,20 +192,6 @@ pub fn select(
     if selected.is_empty() { Err(SelectionError::Empty) } else { Ok(selected) }
 }
 
-/// Prefix of the ids of runs, in front of the bench's process id.
-const PREFIX: &str = "tandem-bench-";
-
-/// An id for a run of this process.
-pub fn run_id(number: u64) -> String {
-    format!("{PREFIX}{}-{number}", std::process::id())
-}
-
-/// Whether a name is the id of a run of a bench that is no longer there: what bears it may be removed.
-pub fn is_stale(name: &str) -> bool {
-    let Some(pid) = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next()) else { return false };
-    pid.parse::<u32>().is_ok_and(|pid| !Path::new(&format!("/proc/{pid}")).exists())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -141,10 +205,7 @@ mod tests {
     }
 
     fn all() -> Vec<Entry> {
-        let other = |name, usual| Entry { name, usual, ..OWN[0] };
-        let mut all = OWN.to_vec();
-        all.extend([other("runc", Usual::IfFound("runc")), other("crun", Usual::IfFound("crun"))]);
-        all
+        entries().into_iter().filter(|entry| !["unshare", "podman", "docker"].contains(&entry.name)).collect()
     }
 
     #[test]
@@ -157,17 +218,24 @@ mod tests {
     #[test]
     fn names_are_taken_in_order_and_once() {
         let chosen = select(Some("vm, crun,all,vm"), &all(), &[]).unwrap();
-        assert_eq!(names(&chosen), ["vm", "crun", "process", "namespaces", "namespaces-minimal", "runc"]);
+        assert_eq!(
+            names(&chosen),
+            [
+                "vm",
+                "crun",
+                "process",
+                "namespaces",
+                "namespaces-minimal",
+                "bubblewrap",
+                "runc",
+                "qemu",
+                "firecracker",
+                "cloud-hypervisor",
+            ]
+        );
         assert_eq!(chosen.iter().filter(|selected| selected.wanted).count(), 2);
         let error = select(Some("vm,lxc"), &all(), &[]).err().unwrap().to_string();
-        assert!(error.contains("'lxc'") && error.contains("namespaces-minimal, vm, runc"), "{error}");
+        assert!(error.contains("'lxc'") && error.contains("namespaces-minimal, vm, bubblewrap"), "{error}");
         assert_eq!(select(Some(","), &all(), &[]).err(), Some(SelectionError::Empty));
-    }
-
-    #[test]
-    fn ids_of_dead_benches_are_stale() {
-        assert!(!is_stale(&run_id(3)) && !is_stale("tandem-bench-x") && !is_stale("other-99999999-1"));
-        // Above the highest process id there can be.
-        assert!(is_stale("tandem-bench-99999999-1"));
     }
 }

@@ -10,7 +10,6 @@ use super::attempt::{Attempt, Failure, Measure, Terms, Where, attempt};
 use super::contestant::{Contestant, Launch, Run};
 use super::environment::{self, Conditions};
 use super::model::{ContestantInfo, Environment, Kind, MemorySample, Results, SCHEMA, Sample, Settings};
-use super::registry::run_id;
 use super::schedule::{self, Orders};
 use super::signals::Signals;
 use crate::milestone;
@@ -29,6 +28,8 @@ pub struct Plan {
     pub memory_runs: u32,
     /// This process is a subreaper and has no children of its own.
     pub subreaper: bool,
+    /// Names this bench, among all on this host; begins the ids of its runs.
+    pub label: String,
     /// UTC, RFC 3339.
     pub began: String,
     pub environment: Environment,
@@ -120,7 +121,10 @@ impl Bench<'_> {
                 true => Some("interrupted".to_owned()),
                 false => contestant.prepare().err().map(|skip| skip.0),
             };
-            let info = ContestantInfo { skipped, ..contestant.info() };
+            let mut info = ContestantInfo { skipped, ..contestant.info() };
+            if contestant.has_daemon() {
+                info.notes.push("memory not measured: its processes are a daemon's".into());
+            }
             self.entrants.push(Entrant { contestant, info, failed_warmups: Vec::new() });
         }
         self.update();
@@ -217,7 +221,8 @@ impl Bench<'_> {
     }
 
     fn memory_round(&mut self, round: u32) -> Result<(), Interrupted> {
-        for index in self.orders.next(self.active()) {
+        let measured: Vec<_> = self.active().into_iter().filter(|index| self.is_measured(*index)).collect();
+        for index in self.orders.next(measured) {
             let Some(kind) = self.entrants.get(index).map(|entrant| entrant.info.kind) else { continue };
             let guest = self.plan.settings.memory.unwrap_or(DEFAULT_GUEST_MEMORY);
             let made = self.one(index, Some((kind == Kind::Vm).then_some(guest)));
@@ -245,9 +250,14 @@ impl Bench<'_> {
         Ok(())
     }
 
+    /// Whether the memory of a contestant can be told: not if its processes are a daemon's.
+    fn is_measured(&self, index: usize) -> bool {
+        self.entrants.get(index).is_some_and(|entrant| !entrant.contestant.has_daemon())
+    }
+
     /// One run of a contestant, in which memory is measured if `memory` is given: of a VM, the size of its guest's.
     fn one(&mut self, index: usize, memory: Option<Option<u64>>) -> Made {
-        let id = run_id(self.next_id);
+        let id = format!("{}-{}", self.plan.label, self.next_id);
         self.next_id += 1;
         let failed =
             |failure| Made { attempt: Attempt { failure: Some(failure), ..Attempt::default() }, moment: "" };

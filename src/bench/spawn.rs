@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::ptr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
 
 use nix::fcntl::{FcntlArg, fcntl};
@@ -41,13 +42,20 @@ pub enum SpawnError {
 }
 
 /// What the child does, in order; the index of the step that failed is told.
-const STEPS: [&str; 5] =
-    ["leave the process group for", "connect the streams of", "enter the root of", "be traced as", "execute"];
+const STEPS: [&str; 6] = [
+    "leave the process group for",
+    "connect the streams of",
+    "enter the mount namespace of",
+    "enter the root of",
+    "be traced as",
+    "execute",
+];
 const GROUP: usize = 0;
 const STREAMS: usize = 1;
-const ROOT: usize = 2;
-const TRACE: usize = 3;
-const EXECUTE: usize = 4;
+const NAMESPACE: usize = 2;
+const ROOT: usize = 3;
+const TRACE: usize = 4;
+const EXECUTE: usize = 5;
 
 /// What a child gets as its descriptors.
 pub struct Streams<'a> {
@@ -75,6 +83,7 @@ struct Plan {
     program: CString,
     args: Vec<*const c_char>,
     env: Vec<*const c_char>,
+    mount_namespace: Option<Arc<OwnedFd>>,
     root: Option<CString>,
     /// Descriptors and the places they take.
     places: Vec<(OwnedFd, RawFd)>,
@@ -156,6 +165,7 @@ impl Plan {
             program: c_string(launch.program.as_os_str())?,
             args: arg_pointers,
             env: env_pointers,
+            mount_namespace: launch.mount_namespace.clone(),
             root: launch.root.as_ref().map(|root| c_string(root.as_os_str())).transpose()?,
             places: places.map(|(fd, place)| Ok((above(fd)?, place))).collect::<Result<_, SpawnError>>()?,
             traced,
@@ -210,6 +220,12 @@ fn prepare(plan: &Plan) -> usize {
     // SAFETY: marks descriptors, of a table that is this process's own.
     if unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) } != 0 {
         return STREAMS;
+    }
+    if let Some(namespace) = &plan.mount_namespace {
+        // SAFETY: touches no memory; this process shares its root and working directory with none.
+        if unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNS) } != 0 {
+            return NAMESPACE;
+        }
     }
     if let Some(root) = &plan.root {
         // SAFETY: the strings end with NUL.

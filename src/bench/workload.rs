@@ -14,6 +14,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::stat::Mode;
 use thiserror::Error;
 
+use super::foreign::Task;
 use crate::container::{self, RootError};
 use crate::host::paths::Paths;
 
@@ -111,6 +112,12 @@ impl Workload {
     /// The environment of the command.
     pub fn env() -> Vec<(OsString, OsString)> {
         vec![("PATH".into(), PATH.into()), ("HOME".into(), HOME.into())]
+    }
+
+    /// The same for contestants that are not Tandem's.
+    pub fn task(&self) -> Task {
+        let Self { command, root, cpus, memory, .. } = self;
+        Task { command: command.clone(), env: Self::env(), root: root.clone(), cpus: *cpus, memory: *memory }
     }
 
     /// Whether the program needs no loader, and no libraries, from its root.

@@ -20,14 +20,17 @@ use super::units::{parse_duration, parse_size};
 use super::{report, say};
 use crate::bench::contestant::Contestant;
 use crate::bench::environment::{self, Conditions};
+use crate::bench::foreign::site::{Site, SiteError};
+use crate::bench::foreign::{self, GuestFiles};
 use crate::bench::model::{Results, Settings};
-use crate::bench::registry::{self, Selected, SelectionError};
+use crate::bench::registry::{self, Context, Selected, SelectionError};
 use crate::bench::runner::{self, Plan};
 use crate::bench::schedule;
 use crate::bench::signals::Signals;
 use crate::bench::summary::Summary;
 use crate::bench::workload::{Workload, WorkloadError};
-use crate::host::paths::Paths;
+use crate::host::kvm_backend::KvmBackend;
+use crate::host::paths::{Paths, PathsError, STANDARD};
 use crate::host::{random, runtimes};
 use crate::machine::outcome::exit_code;
 
@@ -97,6 +100,10 @@ enum BenchError {
     Baseline(String),
     #[error("--cold has to drop the page cache: run as root, where /proc/sys/vm/drop_caches can be written")]
     Cold(#[source] io::Error),
+    #[error(transparent)]
+    Paths(#[from] PathsError),
+    #[error(transparent)]
+    Site(#[from] SiteError),
     #[error("cannot wait for signals")]
     Signals(#[source] nix::Error),
     #[error("cannot look after processes that lose their parent")]
@@ -107,10 +114,11 @@ impl BenchError {
     fn exit_code(&self) -> u8 {
         match self {
             Self::Workload(WorkloadError::NotFound { .. }) => exit_code::NOT_FOUND,
-            Self::Workload(WorkloadError::Copy(_)) | Self::Signals(_) | Self::Subreaper(_) => {
-                exit_code::SETUP
-            }
-            Self::Workload(_) | Self::Selection(_) | Self::Baseline(_) | Self::Cold(_) => {
+            Self::Workload(WorkloadError::Copy(_))
+            | Self::Site(_)
+            | Self::Signals(_)
+            | Self::Subreaper(_) => exit_code::SETUP,
+            Self::Workload(_) | Self::Paths(_) | Self::Selection(_) | Self::Baseline(_) | Self::Cold(_) => {
                 exit_code::CONFIGURATION
             }
         }
@@ -147,12 +155,16 @@ fn bench(args: &BenchArgs) -> Result<u8, BenchError> {
     }
     let mut signals = Signals::new().map_err(BenchError::Signals)?;
     crate::bench::become_subreaper().map_err(BenchError::Subreaper)?;
+    let state = state_directory(&paths)?;
+    foreign::remove_stale(&state, &programs);
+    let site = Site::create(&state)?;
     let conditions = Conditions::now();
     let plan = Plan {
         settings: settings(args, &workload, baseline),
         runs: args.runs,
         memory_runs: schedule::MEMORY_RUNS,
         subreaper: true,
+        label: site.label.clone(),
         began: OffsetDateTime::now_utc()
             .replace_nanosecond(0)
             .ok()
@@ -161,12 +173,14 @@ fn bench(args: &BenchArgs) -> Result<u8, BenchError> {
         environment: environment::describe(&conditions, &programs),
         conditions,
     };
-    let workload = Arc::new(workload);
+    let context =
+        Context { workload: Arc::new(workload), programs: &programs, site, guest: guest_files(&paths) };
     let contestants: Vec<Box<dyn Contestant>> =
-        selected.iter().map(|selected| (selected.entry.factory)(&workload, &programs)).collect();
+        selected.iter().map(|Selected { entry, .. }| (entry.factory)(entry.name, &context)).collect();
     let mut progress = Progress::new(args.exports.results_file(&paths));
     let results = runner::run(contestants, &plan, Some(&mut signals), &mut progress);
     progress.finish();
+    context.site.remove();
     let summary = Summary::of(&results);
     let written = args.exports.write(&results, &summary, progress.file());
     exports::print(&results, &summary);
@@ -223,6 +237,18 @@ fn is_complete(results: &Results, selected: &[Selected]) -> bool {
     let failed = results.samples.iter().any(|sample| !sample.warmup && sample.failure.is_some());
     let unmeasured = results.memory.iter().any(|sample| sample.failure.is_some());
     !skipped && !failed && !unmeasured
+}
+
+/// Where benches keep the state of other runtimes.
+fn state_directory(paths: &Paths) -> Result<PathBuf, PathsError> {
+    Ok(paths.cache_dir()?.join("bench").join("state"))
+}
+
+/// What other VMMs boot: the standard guest.
+fn guest_files(paths: &Paths) -> Option<GuestFiles> {
+    let images = paths.guest_images(STANDARD).ok()?;
+    let init = images.dir.join("tandem-init");
+    Some(GuestFiles { kernel: images.kernel, init, backend: KvmBackend::detect(Path::new("/")) })
 }
 
 /// The file for results if none was named.

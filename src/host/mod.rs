@@ -7,6 +7,7 @@ pub mod kvm_backend;
 pub mod memory;
 pub mod mountinfo;
 pub mod paths;
+pub mod process;
 pub mod random;
 pub mod runtimes;
 pub mod scheduling;

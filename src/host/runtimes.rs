@@ -79,7 +79,8 @@ pub fn find(path: &OsStr) -> Vec<Program> {
     })
 }
 
-fn search(path: &OsStr, name: &str) -> Option<PathBuf> {
+/// The first executable file of this name in the directories of `path` (the value of PATH).
+pub fn search(path: &OsStr, name: &str) -> Option<PathBuf> {
     std::env::split_paths(path)
         .filter(|dir| dir.is_absolute())
         .map(|dir| dir.join(name))

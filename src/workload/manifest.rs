@@ -30,6 +30,10 @@ pub const WINDOW: &str = "window";
 /// Value of TERM for an interactive shell.
 pub const TERM: &str = "term";
 
+/// How the machine ends where there is no probe to tell: `reset`, or `port P V`, to write byte V to I/O port P. Absent: by
+/// what the kernel knows of power-off.
+pub const END: &str = "end";
+
 /// `1`: when the command is about to exit, it is held with its memory still mapped until Tandem lets it go.
 pub const HOLD: &str = "hold";
 

@@ -31,6 +31,18 @@ pub struct Root {
     pub overlay: bool,
 }
 
+/// How a machine ends that is not Tandem's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ForeignEnd {
+    /// As the kernel knows.
+    #[default]
+    PowerOff,
+    /// Its VMM ends at a reset.
+    Reset,
+    /// Its VMM ends at this byte in this I/O port.
+    Port(u16, u8),
+}
+
 /// The manifest's content.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Config {
@@ -50,6 +62,8 @@ pub struct Config {
     pub window: Option<Window>,
     /// TERM of the interactive shell.
     pub term: OsString,
+    /// How the machine ends where there is no probe.
+    pub end: ForeignEnd,
     /// The root file system.
     pub root: Root,
     /// Hold the command when it is about to exit.
@@ -67,6 +81,7 @@ impl Default for Config {
             hostname: OsString::from("tandem"),
             window: None,
             term: OsString::from("vt100"),
+            end: ForeignEnd::default(),
             root: Root::default(),
             hold: false,
         }
@@ -88,6 +103,7 @@ impl Config {
                 manifest::HOSTNAME => config.hostname = text.into(),
                 manifest::WINDOW => config.window = window(value),
                 manifest::TERM => config.term = text.into(),
+                manifest::END => config.end = foreign_end(value).unwrap_or_default(),
                 manifest::ROOT => config.root.device = text.into(),
                 manifest::HOLD => config.hold = value == b"1",
                 manifest::ROOT_TYPE => config.root.file_system = text.into(),
@@ -117,6 +133,17 @@ fn variable(record: &[u8]) -> Option<(OsString, OsString)> {
     let at = record.iter().position(|b| *b == b'=').filter(|at| *at > 0)?;
     let (name, value) = record.split_at_checked(at)?;
     Some((OsStr::from_bytes(name).into(), OsStr::from_bytes(value.get(1..)?).into()))
+}
+
+/// Parses `reset` or `port 0x600 0x34`.
+fn foreign_end(value: &[u8]) -> Option<ForeignEnd> {
+    let mut words = std::str::from_utf8(value).ok()?.split(' ');
+    let hex = |word: Option<&str>| u16::from_str_radix(word?.strip_prefix("0x")?, 16).ok();
+    match words.next()? {
+        "reset" => Some(ForeignEnd::Reset),
+        "port" => Some(ForeignEnd::Port(hex(words.next())?, u8::try_from(hex(words.next())?).ok()?)),
+        _ => None,
+    }
 }
 
 /// Parses `24x80`.
@@ -158,6 +185,16 @@ mod tests {
         assert!(config.hold);
         let root = Root { device: "/dev/vda".into(), file_system: "ext4".into(), overlay: true };
         assert_eq!(config.root, root);
+    }
+
+    #[test]
+    fn a_foreign_machine_ends_as_the_manifest_says() {
+        let end = |text: &str| Config::parse(format!("end={text}\0").as_bytes()).end;
+        assert_eq!(end("reset"), ForeignEnd::Reset);
+        assert_eq!(end("port 0x600 0x34"), ForeignEnd::Port(0x600, 0x34));
+        for text in ["", "port", "port 0x600", "port 1 2", "port 0x600 0x134", "later"] {
+            assert_eq!(end(text), ForeignEnd::PowerOff, "{text}");
+        }
     }
 
     #[test]

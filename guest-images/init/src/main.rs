@@ -88,7 +88,7 @@ fn run(reporter: Reporter) -> io::Result<std::convert::Infallible> {
         }
         Outcome::Ended(end) => end,
     };
-    system::shut_down(reporter, &signals, end)
+    system::shut_down(reporter, &signals, end, config.end)
 }
 
 /// Makes sure that descriptors 0 to 2 are taken, so that no file of ours becomes a standard stream by accident.
@@ -111,5 +111,5 @@ fn fail(reporter: Reporter, errno: u16) -> ! {
     reporter.report(Code::InitFailed, errno);
     // SAFETY: plain system call.
     unsafe { libc::sync() };
-    system::halt(reporter, End::PowerOff)
+    system::halt(reporter, End::PowerOff, config::ForeignEnd::default())
 }

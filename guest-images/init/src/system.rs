@@ -8,8 +8,9 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use crate::config::ForeignEnd;
 use crate::probe::Code;
-use crate::reporter::Reporter;
+use crate::reporter::{self, Reporter};
 use crate::signals::{Reaped, Signals, reap};
 
 /// How long processes may take to end after SIGTERM.
@@ -119,21 +120,25 @@ pub enum End {
 }
 
 /// Ends everything in good order: processes, then file systems, then the machine.
-pub fn shut_down(reporter: Reporter, signals: &Signals, end: End) -> ! {
+pub fn shut_down(reporter: Reporter, signals: &Signals, end: End, foreign: ForeignEnd) -> ! {
     end_processes(signals);
     // SAFETY: plain system call.
     unsafe { libc::sync() };
     unmount_all();
-    halt(reporter, end)
+    halt(reporter, end, foreign)
 }
 
-/// Ends the machine at once.
-pub fn halt(reporter: Reporter, end: End) -> ! {
-    let (code, command) = match end {
-        End::PowerOff => (Code::PowerOff, libc::RB_POWER_OFF),
-        End::Reset => (Code::Reset, libc::RB_AUTOBOOT),
+/// Ends the machine at once; one without a probe in the way that its VMM understands.
+pub fn halt(reporter: Reporter, end: End, foreign: ForeignEnd) -> ! {
+    let (code, command) = match (end, foreign) {
+        (End::PowerOff, ForeignEnd::Reset) => (Code::PowerOff, libc::RB_AUTOBOOT),
+        (End::PowerOff, _) => (Code::PowerOff, libc::RB_POWER_OFF),
+        (End::Reset, _) => (Code::Reset, libc::RB_AUTOBOOT),
     };
     reporter.report(code, 0);
+    if let ForeignEnd::Port(port, value) = foreign {
+        reporter::write_port(port, value);
+    }
     loop {
         // SAFETY: all is synced. Returns only if the kernel refuses, and then there is nothing left but to wait.
         unsafe {

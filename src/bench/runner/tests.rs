@@ -82,6 +82,7 @@ fn plan(runs: Option<u32>, warmup: u32) -> Plan {
         runs,
         memory_runs: 0,
         subreaper: false,
+        label: "test-1".into(),
         began: "2026-01-01T00:00:00Z".into(),
         environment: Environment::default(),
         conditions: Conditions::now(),

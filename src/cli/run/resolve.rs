@@ -315,6 +315,7 @@ fn manifest(args: &RunArgs, guest: Guest, root: Option<Root>) -> Result<Vec<u8>,
         term: std::env::var_os("TERM").filter(|_| interactive),
         root,
         hold: args.hold_fd.is_some(),
+        ..Command::default()
     };
     Ok(command.manifest()?)
 }

@@ -59,6 +59,8 @@ pub struct Command {
     pub window: Option<(u16, u16)>,
     /// TERM for an interactive shell.
     pub term: Option<OsString>,
+    /// How the machine ends under another VMM ([`manifest::END`]).
+    pub end: Option<OsString>,
     /// The root file system, if it is not the initramfs.
     pub root: Option<Root>,
     /// Hold the command when it is about to exit.
@@ -98,6 +100,7 @@ impl Command {
             (manifest::CHANNEL, "channel", &self.channel),
             (manifest::HOSTNAME, "host name", &self.hostname),
             (manifest::TERM, "TERM", &self.term),
+            (manifest::END, "end", &self.end),
         ];
         for (key, what, value) in optional {
             if let Some(value) = value {

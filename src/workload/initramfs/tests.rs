@@ -114,11 +114,12 @@ fn manifest_holds_the_command() {
         window: Some((24, 80)),
         term: Some("xterm".into()),
         root: Some(Root { device: "/dev/vda", file_system: "ext4", read_only: true }),
+        end: Some("reset".into()),
         hold: true,
     };
     let bytes = command.manifest().unwrap();
     let records: Vec<_> = manifest::records(&bytes).collect();
-    let expected: [(&str, &[u8]); 17] = [
+    let expected: [(&str, &[u8]); 18] = [
         ("arg", b"sh"),
         ("arg", b"-c"),
         ("arg", b"echo a=b; exit 7"),
@@ -130,6 +131,7 @@ fn manifest_holds_the_command() {
         ("channel", b"/dev/ttyS1"),
         ("hostname", b"tandem"),
         ("term", b"xterm"),
+        ("end", b"reset"),
         ("tty", b"0"),
         ("root", b"/dev/vda"),
         ("roottype", b"ext4"),

@@ -38,6 +38,8 @@ pub struct Launch {
     pub reports: bool,
     /// It honours [`HOLD_FD`].
     pub holds: bool,
+    /// It is the workload itself, which the runner can hold at its exit by ptrace.
+    pub traceable: bool,
 }
 
 /// Why a contestant does not take part, as the tables tell it.
@@ -64,6 +66,17 @@ pub trait Contestant {
     /// Removes what is left of a run that was killed: containers, state directories, cgroups. Not called after an
     /// ordinary end.
     fn discard(&mut self, run: Run<'_>);
+
+    /// The cgroup of a run that is going on, for a runtime whose processes are not descendants of the spawned one: their
+    /// memory is read there.
+    fn cgroup(&self, _run: Run<'_>) -> Option<PathBuf> {
+        None
+    }
+
+    /// A daemon does part of the work: the processor time of the spawned process says nothing, and is left out.
+    fn has_daemon(&self) -> bool {
+        false
+    }
 
     /// Removes all that [`Self::prepare`] made. What a killed bench has left is removed by the next one's `prepare`.
     fn finish(&mut self);

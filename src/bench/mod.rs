@@ -1,9 +1,27 @@
 //! The bench: the same workload as a process, in containers and in virtual machines, measured on one clock.
 
+pub mod attempt;
 pub mod contestant;
+pub mod environment;
 #[cfg(test)]
 pub mod fixture;
 pub mod foreign;
+mod memory;
 pub mod model;
+pub mod namespaces;
+pub mod process;
+mod reap;
+pub mod registry;
+mod report_lines;
+pub mod runner;
+pub mod save;
+pub mod schedule;
+pub mod signals;
+mod spawn;
 pub mod statistics;
 pub mod summary;
+mod trace;
+pub mod vm;
+pub mod workload;
+
+pub use reap::become_subreaper;

@@ -1,5 +1,6 @@
 //! The command line: one file per subcommand.
 
+mod bench;
 mod doctor;
 mod image;
 mod log;
@@ -26,9 +27,9 @@ Exit codes of `tandem run`:
   5        triple fault
   6        KVM could not go on: emulation failure, refused entry, internal error
   7        all vCPUs halted with interrupts off
-  8        PID 1 of the guest could not do its work
+  8        PID 1 of the guest or container could not do its work
   124      the time given with --timeout was over
-  125      Tandem could not set the machine up
+  125      Tandem could not set the machine or container up
   126      bad configuration, or a command that cannot be executed
   127      command or file not found
   128+n    signal n ended Tandem or the command";
@@ -46,6 +47,9 @@ enum Command {
     /// Run a shell or one command, in a virtual machine or a container
     #[command(after_help = EXIT_CODES)]
     Run(Box<run::RunArgs>),
+    /// Measure what the same command costs as a process, in containers and in virtual machines
+    #[command(after_help = bench::EXIT_CODES)]
+    Bench(Box<bench::BenchArgs>),
     /// Show the guests that are built, and make disk images
     Image(image::ImageArgs),
     /// Tell what this host can do, and what to do about what it cannot
@@ -70,6 +74,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
     log::to_stderr();
     match cli.command {
         Command::Run(args) => run::run(*args, kvm, began),
+        Command::Bench(args) => bench::run(&args),
         Command::Image(args) => image::run(&args),
         Command::Doctor(args) => doctor::run(&args),
     }

@@ -94,7 +94,7 @@ fn prepare(plan: &Plan) -> Result<RawFd> {
     // SAFETY: the string ends with NUL.
     check(Step::Detach, unsafe { libc::chdir(c"/".as_ptr()) })?;
     if plan.mode == RootMode::ReadOnly {
-        set_mount(Step::ReadOnly, libc::AT_FDCWD, c"/", libc::MOUNT_ATTR_RDONLY)?;
+        set_mount(Step::ReadOnly, libc::AT_FDCWD, c"/", libc::MOUNT_ATTR_RDONLY, 0)?;
     }
     let name = plan.hostname.to_bytes();
     // SAFETY: pointer and length are those of a live string.
@@ -182,14 +182,14 @@ fn clone_init(path: &CStr) -> Result<RawFd> {
     // SAFETY: the path ends with NUL.
     let fd = unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) };
     let fd = check(Step::Init, fd as c_int)?;
-    set_mount(Step::Init, fd, c"", libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID)?;
+    set_mount(Step::Init, fd, c"", libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID, 0)?;
     Ok(fd)
 }
 
-/// Sets attributes of the mount at a path, or of that which is open, and of all below.
-fn set_mount(step: Step, fd: RawFd, path: &CStr, set: u64) -> Result {
+/// Sets attributes of the mount at a path, or of that which is open; `flags` may be AT_RECURSIVE.
+fn set_mount(step: Step, fd: RawFd, path: &CStr, set: u64, flags: c_int) -> Result {
     let attributes = libc::mount_attr { attr_set: set, attr_clr: 0, propagation: 0, userns_fd: 0 };
-    let flags = libc::AT_EMPTY_PATH;
+    let flags = flags | libc::AT_EMPTY_PATH;
     // SAFETY: the path ends with NUL; pointer and length are those of a live structure.
     let set = unsafe {
         libc::syscall(
@@ -213,6 +213,8 @@ fn open_directory(step: Step, path: &CStr) -> Result<RawFd> {
 fn enter_root(plan: &Plan) -> Result {
     if plan.mode == RootMode::Writable {
         mount(Step::Bind, Some(plan.root), plan.staging, None, libc::MS_BIND | libc::MS_REC, None)?;
+        // There may be nodes of any device in the directory.
+        set_mount(Step::Bind, libc::AT_FDCWD, plan.staging, libc::MOUNT_ATTR_NODEV, libc::AT_RECURSIVE)?;
         return change_directory(plan.staging);
     }
     let lower = open_directory(Step::Root, plan.root)?;
@@ -224,7 +226,7 @@ fn enter_root(plan: &Plan) -> Result {
         make_directory(directory, 0o755)?;
     }
     let layers = if plan.user.is_some() { USER_LAYERS } else { LAYERS };
-    mount(Step::Overlay, Some(c"tandem"), c"root", Some(c"overlay"), 0, Some(layers))?;
+    mount(Step::Overlay, Some(c"tandem"), c"root", Some(c"overlay"), libc::MS_NODEV, Some(layers))?;
     change_directory(c"root")
 }
 

@@ -3,6 +3,7 @@
 //! [`kvm`] is the real thing; tests of the run loop have a scripted one. Register and CPUID blocks are the
 //! plain structures of `kvm-bindings`, which are the kernel's own ABI.
 
+pub mod exits;
 #[cfg(test)]
 pub mod fake;
 pub mod kvm;
@@ -11,6 +12,7 @@ pub mod signal;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU8;
 
+use self::exits::Exits;
 use kvm_bindings::{kvm_cpuid_entry2, kvm_msr_entry, kvm_regs, kvm_sregs};
 use thiserror::Error;
 use vmm_sys_util::errno;
@@ -176,6 +178,10 @@ pub trait Vcpu: Send + 'static {
 
     /// A handle by which other threads make [`Vcpu::run`] return [`Exit::Interrupted`].
     fn interrupter(&self) -> Arc<dyn Interrupter>;
+
+    /// Corrects the count of exits that [`Vcpu::run`] has returned by those that it handled itself, and by returns that
+    /// were no exits.
+    fn account(&self, _exits: &mut Exits) {}
 }
 
 /// What brought a vCPU back, as far as it decides on who deals with it.

@@ -2,8 +2,8 @@
 //! fastest: memory before the interrupt controller, whose creation makes later memslot changes slow.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::{Arc, Mutex};
 
 use kvm_bindings::kvm_cpuid_entry2;
 use thiserror::Error;
@@ -126,7 +126,8 @@ pub fn build<H: Hypervisor>(
         devices::make(config, interrupts, &memory, notifications.as_ref(), events.clone())?;
     let setup = Setup { cpuid, linux: config.linux, entry: kernel.entry, protocol: config.protocol };
     let halt_check = HaltCheck::new(config.cpus);
-    let context = Arc::new(VcpuContext { ports, mmio, memory, latch, stamps, halt_check });
+    let context =
+        Arc::new(VcpuContext { ports, mmio, memory, latch, stamps, halt_check, exits: Mutex::default() });
     let threads = spawn_others(first, &vm, board.as_ref(), config.cpus)?;
     Ok(Machine { threads, setup: Arc::new(setup), context, events, devices, board })
 }

@@ -1,7 +1,7 @@
 //! A machine's life: built, run, stopped, cleaned up.
 
 use std::os::fd::AsRawFd;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use super::builder::{BuildError, Machine, build};
 use super::config::{Console, MachineConfig};
@@ -16,6 +16,7 @@ use super::stream::Streams;
 use super::vcpu::VcpuThread;
 use crate::host::errors::chain;
 use crate::host::terminal::RawMode;
+use crate::hypervisor::exits::Exits;
 use crate::hypervisor::{Hypervisor, signal};
 use crate::milestone::supervisor::Supervisor;
 use crate::milestone::{Milestone, Stamps};
@@ -32,6 +33,8 @@ pub struct Finished {
     pub unused_disks: usize,
     /// Whether a ring3 kernel has protected itself from its programs.
     pub isolated: Option<bool>,
+    /// How often its vCPUs left guest mode.
+    pub exits: Exits,
 }
 
 /// Lines of the log that are kept for the explanation of a failure.
@@ -81,7 +84,8 @@ impl Machine {
             threads.iter().for_each(VcpuThread::stopped);
             let unused_disks = devices.unused_disks();
             let isolated = board.map(|board| board.is_isolated());
-            Ok(Finished { isolated, unused_disks, ..finish(event_loop?, failure, &latch, &events) })
+            let exits = *context.exits.lock().unwrap_or_else(PoisonError::into_inner);
+            Ok(Finished { isolated, unused_disks, exits, ..finish(event_loop?, failure, &latch, &events) })
         });
         drop((context, setup, devices, events));
         threads.into_iter().for_each(VcpuThread::join);
@@ -109,7 +113,8 @@ fn finish(
     };
     let log = event_loop.io().log();
     let outcome = Outcome { reason: explain_by_log(reason, log), command: events.command() };
-    Finished { outcome, log: log.last_lines(LOG_LINES), unread, isolated: None, unused_disks: 0 }
+    let log = log.last_lines(LOG_LINES);
+    Finished { outcome, log, unread, isolated: None, unused_disks: 0, exits: Exits::default() }
 }
 
 /// A reset or halt right after a panic in the log is the panic's.

@@ -3,7 +3,7 @@
 use std::cell::OnceCell;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
 use std::{io, time::Duration};
 
@@ -21,6 +21,7 @@ use crate::devices::bus::{MmioBus, PortBus};
 use crate::host::errors::chain;
 use crate::host::memory::release_code_pages;
 use crate::host::scheduling::start_elsewhere;
+use crate::hypervisor::exits::Exits;
 use crate::hypervisor::{Error, Exit, Interrupter, RUN_CALL, RunState, Vcpu, signal};
 use crate::milestone::{Milestone, Stamps};
 
@@ -42,6 +43,8 @@ pub struct VcpuContext {
     pub stamps: Arc<Stamps>,
     /// Finds out whether all vCPUs have halted.
     pub halt_check: HaltCheck,
+    /// Exits of all vCPUs that have stopped.
+    pub exits: Mutex<Exits>,
 }
 
 /// How the vCPUs begin.
@@ -113,8 +116,13 @@ impl HaltCheck {
 pub fn run<V: Vcpu>(id: u8, vcpu: &mut V, context: &VcpuContext) {
     let interrupter = vcpu.interrupter();
     let mut released_in = 0;
+    let mut exits = Exits::default();
     while !context.latch.is_set() {
-        let end = match vcpu.run() {
+        let exit = vcpu.run();
+        if let Ok(exit) = &exit {
+            exits.count(exit);
+        }
+        let end = match exit {
             Ok(Exit::Port { port, size, data }) => {
                 context.ports.access(port, size, data);
                 continue;
@@ -159,6 +167,9 @@ pub fn run<V: Vcpu>(id: u8, vcpu: &mut V, context: &VcpuContext) {
         });
         context.latch.request(StopReason::Fault(Box::new(fault)));
     }
+    vcpu.account(&mut exits);
+    // Nobody panics while the lock is held.
+    context.exits.lock().unwrap_or_else(PoisonError::into_inner).add(&exits);
 }
 
 /// The fault behind an exit after which the vCPU cannot go on, with the instruction's bytes if KVM gave them.

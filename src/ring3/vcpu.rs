@@ -14,6 +14,7 @@ use super::controller::Controller;
 use super::monitor::{self, Dead, Handled, Obstacle};
 use super::shared::SharedPage;
 use super::state::{Activity, State};
+use crate::hypervisor::exits::Exits;
 use crate::hypervisor::{Exit, Interrupter, Registers, Result, RunState, SyncedVcpu, Vcpu, signal};
 
 /// How soon to try again to inject an interrupt that came at the wrong moment, which lasts for a few instructions.
@@ -306,6 +307,14 @@ impl<V: SyncedVcpu> Vcpu for Ring3Vcpu<V> {
 
     fn interrupter(&self) -> Arc<dyn Interrupter> {
         self.interrupter.clone()
+    }
+
+    fn account(&self, exits: &mut Exits) {
+        exits.exception += self.counts.exceptions.iter().sum::<u64>();
+        exits.request += self.counts.requests.iter().sum::<u64>();
+        exits.refused += self.counts.refused;
+        // `run` returns as if interrupted where a halted vCPU has slept.
+        exits.interrupted = self.counts.kicks;
     }
 }
 

@@ -206,9 +206,35 @@ fn the_workload_is_confined() {
     let script = "grep -E '^(CapBnd|NoNewPrivs|Seccomp):' /proc/self/status; cat /proc/timer_list | wc -c; \
                   echo 1 2>/dev/null >/proc/sys/kernel/panic || echo refused; readlink /proc/1/exe || echo hidden";
     let Some(run) = container(TEST, &["--", "sh", "-c", script], b"") else { return };
-    run.assert(0, "CapBnd:\t00000000a80425fb\nNoNewPrivs:\t1\nSeccomp:\t2\n0\nrefused\nhidden\n");
+    run.assert(0, "CapBnd:\t00000000a00425fb\nNoNewPrivs:\t1\nSeccomp:\t2\n0\nrefused\nhidden\n");
     let args = ["--profile", "minimal", "--", "grep", "^Seccomp:", "/proc/self/status"];
     container(TEST, &args, b"").expect("a container").assert(0, "Seccomp:\t0\n");
+}
+
+/// Numbers of the null device, which the host lets everyone use: only the container refuses it here.
+#[test]
+fn devices_of_the_host_are_out_of_reach() {
+    const TEST: &str = "devices_of_the_host_are_out_of_reach";
+    let Some(root) = root(TEST, &["sh", "mknod"]) else { return };
+    let node = root.path().join("null");
+    // SAFETY: the path ends with NUL.
+    let made = unsafe {
+        let path = std::ffi::CString::new(node.to_str().expect("a path")).expect("a string");
+        libc::mknod(path.as_ptr(), libc::S_IFCHR | 0o666, libc::makedev(1, 3)) == 0
+    };
+    let path = root.path().to_str().expect("a path");
+    for mode in [&[][..], &["--writable"], &["--readonly"]] {
+        let making = "for d in /dev /tmp /; do mknod $d/made c 1 3 2>/dev/null && echo made; done; exit 3";
+        let args = [&["--root", path], mode, &["--", "sh", "-c", making]].concat();
+        let Some(run) = container(TEST, &args, b"") else { return };
+        run.assert(3, "");
+        // Nor are those of use that somebody has put into the root.
+        if made {
+            let args = [&["--root", path], mode, &["--", "sh", "-c", "echo x >/null || exit 4"]].concat();
+            let run = container(TEST, &args, b"").expect("a container");
+            assert_eq!(run.code, Some(4), "{mode:?}: {run:?}");
+        }
+    }
 }
 
 #[test]

@@ -120,6 +120,11 @@ impl Contestant for Docker {
         let _ = self.call(&["rm", "--force", run.id]);
     }
 
+    // Containers are the daemon's children.
+    fn has_daemon(&self) -> bool {
+        true
+    }
+
     fn finish(&mut self) {
         // An import that failed half-way has left no image.
         if self.common.version.is_ok() {

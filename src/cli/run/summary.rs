@@ -1,5 +1,6 @@
 //! What `tandem run` says after the machine has stopped: nothing after an orderly end, unless asked.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 
 use serde_json::json;
@@ -134,6 +135,7 @@ fn summary_json(
         "kvm": backend.name(),
         "spawned_monotonic_ns": stamps.get(Milestone::Spawned),
         "milestones_ns": stamps.to_json(),
+        "exits": finished.exits.by_reason().collect::<BTreeMap<_, _>>(),
         "log": finished.log,
     })
 }

@@ -57,6 +57,7 @@ fn the_commands_status_is_the_exit_code() {
     let (finished, stamps) = run(vec![script], |_, software| software.command = true);
     assert_eq!(finished.outcome.exit_code(), 7);
     assert!(stamps.get(Milestone::WorkloadExited) <= stamps.get(Milestone::Stopped));
+    assert_eq!(finished.exits.io, 3);
 }
 
 #[test]

@@ -1,0 +1,192 @@
+//! Measures `tandem run --as container` against the floor of containers: from just before the process is created to the
+//! moment it has been waited for. Called by `scripts/bench-launcher`, which builds what is measured.
+//!
+//! The contestants run in a random order within each round. A second copy of the floor is among them: what separates it
+//! from the first is noise. A ratio is that of one round to the floor's in the same round.
+
+use std::error::Error;
+use std::fs;
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+/// A run that takes longer has failed.
+const WATCHDOG_MS: u16 = 10_000;
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+/// Spawn to reaped, `tandem run --as container` against a minimal program that makes the same container.
+#[derive(Parser)]
+#[command(args_override_self = true)]
+struct Args {
+    /// The floor program.
+    #[arg(long)]
+    floor: PathBuf,
+    /// The tandem binary.
+    #[arg(long)]
+    tandem: PathBuf,
+    /// Directory of the built guest, with its unpacked root.
+    #[arg(long)]
+    guest: PathBuf,
+    /// Measured rounds; each runs every contestant once.
+    #[arg(long, default_value_t = 30)]
+    runs: usize,
+    /// Rounds thrown away beforehand.
+    #[arg(long, default_value_t = 5)]
+    warm_up: usize,
+    /// Seed of the order.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// What to run in the container.
+    #[arg(long, default_value = "/bin/true")]
+    command: String,
+}
+
+struct Contestant {
+    name: &'static str,
+    command: Vec<String>,
+}
+
+/// SplitMix64 (Steele, Lea, Flood 2014).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ z >> 31) % limit as u64) as usize
+    }
+}
+
+/// Becomes readable when the process ends.
+fn pidfd(child: &Child) -> Result<OwnedFd> {
+    // SAFETY: the system call takes two integers and touches no memory.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, child.id(), 0) };
+    if fd < 0 {
+        return Err(format!("pidfd_open: {}", std::io::Error::last_os_error()).into());
+    }
+    // SAFETY: the kernel just returned this descriptor, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+fn wait_readable(fd: BorrowedFd) -> Result<()> {
+    let mut fds = [PollFd::new(fd, PollFlags::POLLIN)];
+    match poll(&mut fds, PollTimeout::from(WATCHDOG_MS))? {
+        0 => Err(format!("nothing happened for {WATCHDOG_MS} ms").into()),
+        _ => Ok(()),
+    }
+}
+
+/// Milliseconds from the creation to the end of one run.
+fn measure(contestant: &Contestant) -> Result<f64> {
+    let (program, arguments) = contestant.command.split_first().ok_or("an empty command")?;
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null());
+    let start = Instant::now();
+    let mut child = command.spawn().map_err(|error| format!("{program}: {error}"))?;
+    let ended = wait_readable(pidfd(&child)?.as_fd());
+    if ended.is_err() {
+        child.kill()?;
+    }
+    let status = child.wait()?;
+    let time = start.elapsed();
+    ended.map_err(|error| format!("{}: {error}", contestant.name))?;
+    if !status.success() {
+        return Err(format!("{}: {status}", contestant.name).into());
+    }
+    Ok(time.as_secs_f64() * 1e3)
+}
+
+/// Rounds of times, one per contestant in their fixed order.
+fn run_rounds(args: &Args, contestants: &[Contestant]) -> Result<Vec<Vec<f64>>> {
+    let mut random = Random(args.seed);
+    let mut rounds = Vec::new();
+    for round in 0..args.warm_up + args.runs {
+        let mut order: Vec<usize> = (0..contestants.len()).collect();
+        for i in (1..order.len()).rev() {
+            order.swap(i, random.below(i + 1));
+        }
+        let mut times = vec![f64::NAN; contestants.len()];
+        for i in order {
+            times[i] = measure(&contestants[i])?;
+            // The kernel takes namespaces down later, in a thread of its own.
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        if round >= args.warm_up {
+            rounds.push(times);
+        }
+    }
+    Ok(rounds)
+}
+
+/// Lower quartile, median and upper quartile.
+fn quartiles(mut values: Vec<f64>) -> [f64; 3] {
+    values.sort_by(f64::total_cmp);
+    let last = (values.len() - 1) as f64;
+    [0.25, 0.5, 0.75].map(|share| {
+        let at = share * last;
+        let (low, high) = (values[at.floor() as usize], values[at.ceil() as usize]);
+        low + (high - low) * at.fract()
+    })
+}
+
+fn environment() -> String {
+    let line = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+    let cpu = line("/proc/cpuinfo");
+    let model = cpu.lines().find_map(|l| l.strip_prefix("model name")).unwrap_or("");
+    format!(
+        "{}; Linux {}; load {}",
+        model.trim_start_matches([':', '\t', ' ']),
+        line("/proc/sys/kernel/osrelease"),
+        line("/proc/loadavg")
+    )
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    if args.runs == 0 {
+        return Err("--runs must be at least 1".into());
+    }
+    let manifest = tempfile::NamedTempFile::new()?;
+    fs::write(manifest.path(), format!("arg={}\0", args.command))?;
+    let path = |name: &str| args.guest.join(name).display().to_string();
+    let floor = vec![
+        args.floor.display().to_string(),
+        path("root"),
+        args.guest.display().to_string(),
+        path("tandem-init"),
+        manifest.path().display().to_string(),
+    ];
+    let tandem = |profile: &str| {
+        let program = args.tandem.display().to_string();
+        let options = ["run", "--as", "container", "--profile", profile, "--root", &path("root"), "--"];
+        [&[program], &options.map(String::from)[..], std::slice::from_ref(&args.command)].concat()
+    };
+    let contestants = [
+        Contestant { name: "floor", command: floor.clone() },
+        Contestant { name: "floor (control)", command: floor },
+        Contestant { name: "minimal profile", command: tandem("minimal") },
+        Contestant { name: "default profile", command: tandem("default") },
+    ];
+    println!("{}", environment());
+    let rounds = run_rounds(&args, &contestants)?;
+    println!("{} rounds, seed {}; {}\n", rounds.len(), args.seed, contestants[2].command.join(" "));
+    println!("{:<16} {:>34} {:>28}", "", "spawned to reaped, ms (quartiles)", "ratio to floor (quartiles)");
+    for (i, contestant) in contestants.iter().enumerate() {
+        let [low, median, high] = quartiles(rounds.iter().map(|round| round[i]).collect());
+        let times = format!("{median:.3} ({low:.3} to {high:.3})");
+        let [low, median, high] = quartiles(rounds.iter().map(|round| round[i] / round[0]).collect());
+        println!(
+            "{:<16} {times:>34} {:>28}",
+            contestant.name,
+            format!("{median:.3} ({low:.3} to {high:.3})")
+        );
+    }
+    Ok(())
+}

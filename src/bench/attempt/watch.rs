@@ -1,0 +1,317 @@
+//! A run while it lasts: its output, its report, its end.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd::Pid;
+
+use super::{Attempt, Ends, Failure, Measure, Terms, Where};
+use crate::bench::memory::{self, Reading};
+use crate::bench::reap::{self, Ended};
+use crate::bench::report_lines::ReportLines;
+use crate::bench::signals::Signals;
+use crate::bench::spawn::Spawned;
+use crate::bench::trace::{self, Stop};
+use crate::milestone;
+
+/// Bytes of a run's output that are kept.
+const OUTPUT_KEPT: usize = 64 << 10;
+/// Bytes of its messages that are kept, the last ones.
+const MESSAGES_KEPT: usize = 4 << 10;
+/// How often memory is read where a run cannot be held.
+const POLL_EVERY: Duration = Duration::from_millis(2);
+/// How often a traced process is asked whether it has stopped: its pidfd tells of its end alone.
+const TRACE_EVERY: Duration = Duration::from_millis(1);
+
+pub(super) struct Watch<'a> {
+    spawned: Spawned,
+    ends: Ends,
+    terms: &'a Terms,
+    signals: Option<&'a mut Signals>,
+    deadline: Instant,
+    lines: ReportLines,
+    first_output: Option<u64>,
+    output: Vec<u8>,
+    output_bytes: u64,
+    messages: Vec<u8>,
+    memory: Option<Reading>,
+    memory_failure: Option<io::Error>,
+    /// Which of stdout, stderr and report have ended.
+    closed: [bool; 3],
+    ended: Option<Ended>,
+    reaped: Option<u64>,
+}
+
+impl<'a> Watch<'a> {
+    pub(super) fn new(
+        spawned: Spawned,
+        ends: Ends,
+        terms: &'a Terms,
+        signals: Option<&'a mut Signals>,
+    ) -> Self {
+        Self {
+            spawned,
+            ends,
+            terms,
+            signals,
+            deadline: Instant::now() + terms.time_limit,
+            lines: ReportLines::default(),
+            first_output: None,
+            output: Vec::new(),
+            output_bytes: 0,
+            messages: Vec::new(),
+            memory: None,
+            memory_failure: None,
+            closed: [false; 3],
+            ended: None,
+            reaped: None,
+        }
+    }
+
+    pub(super) fn pid(&self) -> Pid {
+        self.spawned.pid
+    }
+
+    /// Watches until the process has ended, which is then waited for.
+    pub(super) fn run(&mut self) -> Result<(), Failure> {
+        for file in [&self.ends.stdout, &self.ends.stderr].into_iter().chain(&self.ends.report) {
+            fcntl(file.as_fd(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK))
+                .map_err(|errno| Failure::Watch(errno.into()))?;
+        }
+        loop {
+            let ready = self.wait()?;
+            if ready.signal && self.signals.as_mut().is_some_and(|signals| signals.received().is_some()) {
+                return Err(Failure::Interrupted);
+            }
+            self.read(ready.streams);
+            self.measure();
+            if ready.end || matches!(self.terms.measure, Measure::Traced(_)) {
+                self.look()?;
+            }
+            if self.ended.is_some() {
+                return Ok(());
+            }
+            if Instant::now() >= self.deadline {
+                return Err(Failure::Late(self.terms.time_limit));
+            }
+        }
+    }
+
+    fn wait(&mut self) -> Result<Ready, Failure> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        let longest = match self.terms.measure {
+            Measure::Polled(_) => POLL_EVERY,
+            Measure::Traced(_) => TRACE_EVERY,
+            Measure::No | Measure::Held(_) => left,
+        };
+        // Rounded up: a wait of less than a millisecond would be none.
+        let milliseconds = left.min(longest).as_nanos().div_ceil(1_000_000).min(i32::MAX as u128);
+        let timeout = PollTimeout::try_from(milliseconds as i32).unwrap_or(PollTimeout::MAX);
+        let [no_output, no_messages, no_report] = self.closed;
+        let Ends { stdout, stderr, report, .. } = &self.ends;
+        let pidfd = self.spawned.pidfd.as_fd();
+        let mut fds = [
+            // One that has ended is always readable, and is asked for no more.
+            entry(Some(stdout.as_fd()).filter(|_| !no_output), pidfd),
+            entry(Some(stderr.as_fd()).filter(|_| !no_messages), pidfd),
+            entry(report.as_ref().map(File::as_fd).filter(|_| !no_report), pidfd),
+            entry(Some(pidfd), pidfd),
+            entry(self.signals.as_ref().map(|signals| signals.as_fd()), pidfd),
+        ];
+        match poll(&mut fds, timeout) {
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(errno) => return Err(Failure::Watch(errno.into())),
+        }
+        let [output, messages, report, end, signal] =
+            fds.map(|fd| fd.revents().unwrap_or(PollFlags::empty()));
+        // The pipe's end alone is no output.
+        if output.contains(PollFlags::POLLIN) && self.first_output.is_none() {
+            self.first_output = Some(milestone::now());
+        }
+        let streams = [
+            !output.is_empty() && !no_output,
+            !messages.is_empty() && !no_messages,
+            !report.is_empty() && !no_report,
+        ];
+        let (end, signal) = (end.contains(PollFlags::POLLIN), signal.contains(PollFlags::POLLIN));
+        Ok(Ready { streams, end, signal })
+    }
+
+    /// Reads what is there, and never waits.
+    fn read(&mut self, [output, messages, report]: [bool; 3]) {
+        let mut buffer = [0; 16 << 10];
+        if output {
+            let (kept, bytes) = (&mut self.output, &mut self.output_bytes);
+            self.closed[0] = read_all(&self.ends.stdout, &mut buffer, |part| {
+                *bytes = bytes.saturating_add(part.len() as u64);
+                let room = OUTPUT_KEPT.saturating_sub(kept.len());
+                kept.extend(part.iter().take(room));
+            });
+        }
+        if messages {
+            let kept = &mut self.messages;
+            self.closed[1] = read_all(&self.ends.stderr, &mut buffer, |part| {
+                kept.extend(part);
+                kept.drain(..kept.len().saturating_sub(MESSAGES_KEPT));
+            });
+        }
+        if report && let Some(file) = &self.ends.report {
+            let lines = &mut self.lines;
+            self.closed[2] = read_all(file, &mut buffer, |part| lines.feed(part));
+        }
+    }
+
+    /// Memory, if now is the moment.
+    fn measure(&mut self) {
+        match &self.terms.measure {
+            Measure::Held(place) if self.lines.is_held() && self.ends.hold.is_some() => {
+                match self.reading(place) {
+                    Ok(reading) => self.memory = Some(reading),
+                    Err(error) => self.memory_failure = Some(error),
+                }
+                // Lets it go on.
+                self.ends.hold = None;
+            }
+            Measure::Polled(place) => {
+                // Between the process's end and ours to see it there is nothing to read.
+                if let Ok(reading) = self.reading(place)
+                    && self.memory.is_none_or(|highest| reading.pss > highest.pss)
+                {
+                    let peak = self.memory.and_then(|before| before.cgroup_peak);
+                    self.memory = Some(Reading { cgroup_peak: reading.cgroup_peak.max(peak), ..reading });
+                }
+            }
+            Measure::No | Measure::Held(_) | Measure::Traced(_) => {}
+        }
+    }
+
+    fn reading(&self, place: &Where) -> io::Result<Reading> {
+        let roots = match self.terms.subreaper {
+            true => memory::children(std::process::id() as i32),
+            false => vec![self.pid().as_raw()],
+        };
+        memory::read(&roots, place.cgroup.as_deref(), place.guest)
+    }
+
+    /// Looks whether the process has ended, or stopped if it is traced.
+    fn look(&mut self) -> Result<(), Failure> {
+        let Measure::Traced(place) = &self.terms.measure else {
+            self.ended = reap::ended(self.pid()).map_err(Failure::Watch)?;
+            self.reaped = self.ended.map(|_| milestone::now());
+            return Ok(());
+        };
+        loop {
+            match trace::next(self.pid()).map_err(Failure::Watch)? {
+                Stop::None => return Ok(()),
+                Stop::Exiting => {
+                    match self.reading(place) {
+                        Ok(reading) => self.memory = Some(reading),
+                        Err(error) => self.memory_failure = Some(error),
+                    }
+                    trace::go_on(self.pid(), None).map_err(Failure::Watch)?;
+                }
+                Stop::Signal(signal) => {
+                    trace::go_on(self.pid(), signal).map_err(Failure::Watch)?;
+                }
+                Stop::Ended(ended) => {
+                    (self.ended, self.reaped) = (Some(ended), Some(milestone::now()));
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Waits for the end of a process that has been killed.
+    pub(super) fn reap(&mut self, limit: Duration) -> Result<(), Failure> {
+        let deadline = Instant::now() + limit;
+        while self.ended.is_none() {
+            self.ended = reap::ended(self.pid()).map_err(Failure::Watch)?;
+            if self.ended.is_none() {
+                if Instant::now() >= deadline {
+                    return Err(Failure::Watch(io::Error::other("it does not die")));
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes what is left in the pipes. Whoever may still hold them open is not waited for.
+    pub(super) fn drain(&mut self) {
+        let [output, messages, report] = self.closed;
+        // Written before the end was seen: this moment is the closest that is known.
+        let now = milestone::now();
+        let before = self.output_bytes;
+        self.read([!output, !messages, !report]);
+        if self.output_bytes > before && self.first_output.is_none() {
+            self.first_output = self.reaped.or(Some(now));
+        }
+    }
+
+    /// Fills in what is known.
+    pub(super) fn tell(&mut self, attempt: &mut Attempt) {
+        let since = |at: u64| at.saturating_sub(self.spawned.at);
+        attempt.milestones = self.lines.milestones(self.spawned.at);
+        // The moment at which it came out, the same for all.
+        attempt.milestones.remove("first_output");
+        let seen = [("first_output", self.first_output), ("reaped", self.reaped)];
+        attempt.milestones.extend(seen.into_iter().filter_map(|(name, at)| Some((name.into(), since(at?)))));
+        attempt.exits = self.lines.exits();
+        attempt.output = std::mem::take(&mut self.output);
+        attempt.output_bytes = self.output_bytes;
+        attempt.memory = self.memory;
+        if let Some(ended) = self.ended {
+            attempt.status = Some(ended.status);
+            attempt.cpu_user = ended.user;
+            attempt.cpu_system = ended.system;
+        }
+    }
+
+    /// Whether a run that has ended by itself has failed.
+    pub(super) fn judge(&mut self, attempt: &Attempt) -> Option<Failure> {
+        let said = || String::from_utf8_lossy(&self.messages).into_owned();
+        match self.ended {
+            Some(Ended { signal: Some(signal), .. }) => return Some(Failure::Signalled(signal, said())),
+            Some(Ended { status, .. }) if status != 0 => return Some(Failure::Status(status, said())),
+            _ => {}
+        }
+        if self.terms.expect_output && attempt.output_bytes == 0 {
+            return Some(Failure::Silent);
+        }
+        if self.terms.measure != Measure::No && attempt.memory.is_none() {
+            return Some(self.memory_failure.take().map_or(Failure::NotHeld, Failure::Memory));
+        }
+        None
+    }
+}
+
+/// What can be read.
+struct Ready {
+    streams: [bool; 3],
+    end: bool,
+    signal: bool,
+}
+
+/// What to ask of a descriptor; of none, nothing is asked of the one that stands in for it.
+fn entry<'fd>(fd: Option<BorrowedFd<'fd>>, stand_in: BorrowedFd<'fd>) -> PollFd<'fd> {
+    match fd {
+        Some(fd) => PollFd::new(fd, PollFlags::POLLIN),
+        None => PollFd::new(stand_in, PollFlags::empty()),
+    }
+}
+
+/// Reads until there is no more for now. Whether that was the end.
+fn read_all(mut file: &File, buffer: &mut [u8], mut take: impl FnMut(&[u8])) -> bool {
+    loop {
+        match file.read(buffer) {
+            Ok(0) => return true,
+            Ok(len) => take(buffer.get(..len).unwrap_or_default()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return error.kind() != io::ErrorKind::WouldBlock,
+        }
+    }
+}

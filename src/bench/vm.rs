@@ -1,0 +1,114 @@
+//! Tandem's own virtual machine: `tandem run`.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::attempt::{Terms, attempt};
+use super::contestant::{Contestant, Launch, Run, Skip};
+use super::model::{ContestantInfo, Kind};
+use super::namespaces::{descriptors, memory_option, tandem};
+use super::workload::{Workload, shell_words};
+
+pub const NAME: &str = "vm";
+/// How long Tandem may take to say what it would run.
+const ANSWER_WITHIN: Duration = Duration::from_secs(20);
+
+/// The contestant.
+pub struct VirtualMachine {
+    workload: Arc<Workload>,
+    notes: Vec<String>,
+}
+
+/// What `tandem run --dry-run --json` says, as far as it is wanted here.
+#[derive(Debug, Deserialize)]
+struct Plan {
+    guest: String,
+    guest_isolation: bool,
+    vcpus: u32,
+    memory_bytes: u64,
+}
+
+impl VirtualMachine {
+    pub fn new(workload: Arc<Workload>) -> Self {
+        Self { workload, notes: Vec::new() }
+    }
+
+    fn args(&self, more: Vec<OsString>) -> Vec<OsString> {
+        let Workload { root, built, command, cpus, memory, .. } = &*self.workload;
+        let mut args = vec![OsString::from("tandem"), "run".into()];
+        // The archive of the built guest has the same files, and no work left to do for each run.
+        if !built {
+            args.extend(["--root".into(), root.into()]);
+        }
+        if let Some(cpus) = cpus {
+            args.extend(["--cpus".into(), cpus.ceil().to_string().into()]);
+        }
+        args.extend(memory_option(*memory));
+        args.extend(more);
+        args.push("--".into());
+        args.extend_from_slice(command);
+        args
+    }
+
+    /// Asks Tandem itself what it would run.
+    fn plan(&self) -> Result<Plan, String> {
+        let args = self.args(vec!["--dry-run".into(), "--json".into()]);
+        let launch = Launch { reports: false, ..tandem(&self.workload, args, false) };
+        let terms = Terms { time_limit: ANSWER_WITHIN, ..Terms::default() };
+        let answer = attempt(&launch, &terms, None);
+        match answer.failure {
+            Some(failure) => Err(format!("tandem run --dry-run: {failure}")),
+            None => serde_json::from_slice(&answer.output)
+                .map_err(|error| format!("tandem run --dry-run: its answer is not understood: {error}")),
+        }
+    }
+}
+
+impl Contestant for VirtualMachine {
+    fn info(&self) -> ContestantInfo {
+        ContestantInfo {
+            name: NAME.into(),
+            kind: Kind::Vm,
+            version: None,
+            command_line: shell_words(&self.args(descriptors(false))),
+            skipped: None,
+            notes: self.notes.clone(),
+        }
+    }
+
+    fn prepare(&mut self) -> Result<(), Skip> {
+        if let Err(error) = File::options().read(true).write(true).open("/dev/kvm") {
+            return Err(Skip(format!("/dev/kvm cannot be used: {error}; `tandem doctor` tells what to do")));
+        }
+        let plan = self.plan().map_err(Skip)?;
+        let isolation = match (plan.guest.as_str(), plan.guest_isolation) {
+            ("ring3", true) => ", isolation on",
+            ("ring3", false) => ", isolation off",
+            _ => "",
+        };
+        self.notes = vec![format!(
+            "{} guest{isolation}, {} vCPU{}, {} MiB",
+            plan.guest,
+            plan.vcpus,
+            if plan.vcpus == 1 { "" } else { "s" },
+            plan.memory_bytes >> 20
+        )];
+        if self.workload.cpus.is_some_and(|cpus| cpus.fract() != 0.0) {
+            self.notes.push("--cpus rounded up to whole vCPUs".into());
+        }
+        Ok(())
+    }
+
+    fn launch(&mut self, run: Run<'_>) -> Result<Launch, String> {
+        Ok(tandem(&self.workload, self.args(descriptors(run.hold)), run.hold))
+    }
+
+    // A VM is one process: nothing is left of it.
+    fn discard(&mut self, _: Run<'_>) {}
+
+    fn finish(&mut self) {}
+}

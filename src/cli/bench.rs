@@ -1,0 +1,259 @@
+//! `tandem bench`: what the same command costs as a process, in containers and in virtual machines.
+
+mod exports;
+mod progress;
+
+use std::ffi::OsString;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+use thiserror::Error;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use self::exports::Exports;
+use self::progress::Progress;
+use super::units::{parse_duration, parse_size};
+use super::{report, say};
+use crate::bench::contestant::Contestant;
+use crate::bench::environment::{self, Conditions};
+use crate::bench::foreign::site::{Site, SiteError};
+use crate::bench::foreign::{self, GuestFiles};
+use crate::bench::model::{Results, Settings};
+use crate::bench::registry::{self, Context, Selected, SelectionError};
+use crate::bench::runner::{self, Plan};
+use crate::bench::schedule;
+use crate::bench::signals::Signals;
+use crate::bench::summary::Summary;
+use crate::bench::workload::{Workload, WorkloadError};
+use crate::host::kvm_backend::KvmBackend;
+use crate::host::paths::{Paths, PathsError, STANDARD};
+use crate::host::{random, runtimes};
+use crate::machine::outcome::exit_code;
+
+/// Some runs failed, or a contestant that should have taken part did not.
+const SOME_FAILED: u8 = 1;
+
+pub(super) const EXIT_CODES: &str = "\
+Exit codes:
+  0        all runs succeeded
+  1        some runs failed, or a contestant that should take part could not: the tables say which and why
+  125      the bench cannot be made
+  126      bad configuration, or a command that cannot be executed
+  127      the command is not in the root file system
+  128+n    ended by signal n (Ctrl-C: 130); what was measured until then is shown and saved";
+
+/// Arguments of `tandem bench`.
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// Who takes part, separated by commas, or `all` [default: process, namespaces, vm and all runtimes found]
+    #[arg(long, value_name = "NAMES")]
+    contestants: Option<String>,
+    /// Rounds that count [default: as many as fit into a minute, 10 to 30]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    runs: Option<u32>,
+    /// Rounds before these, which do not
+    #[arg(long, value_name = "N", default_value_t = schedule::WARMUP)]
+    warmup: u32,
+    #[command(flatten)]
+    exports: Exports,
+    /// Seed of the order within rounds, and of the resampling [default: random]
+    #[arg(long, value_name = "S")]
+    seed: Option<u64>,
+    /// Drop the host's page cache before each run; needs root
+    #[arg(long)]
+    cold: bool,
+    /// Processors given to containers, as a limit, and to virtual machines, as vCPUs
+    #[arg(long, value_name = "N", value_parser = parse_cpus)]
+    cpus: Option<f64>,
+    /// Memory given to containers, as a limit, and to virtual machines
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    memory: Option<u64>,
+    /// Directory tree that all have as their root file system [default: that of the built guest]
+    #[arg(long, value_name = "DIR")]
+    root: Option<PathBuf>,
+    /// The contestant that the others are compared with [default: process, if it takes part, else the first]
+    #[arg(long, value_name = "NAME")]
+    baseline: Option<String>,
+    /// A run that prints nothing is a failure
+    #[arg(long)]
+    expect_output: bool,
+    /// Kill a run that takes longer, which is a failure
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "30s")]
+    time_limit: Duration,
+    /// The command to measure
+    #[arg(last = true, value_name = "COMMAND", required = true)]
+    command: Vec<OsString>,
+}
+
+/// A bench cannot be made.
+#[derive(Debug, Error)]
+enum BenchError {
+    #[error(transparent)]
+    Workload(#[from] WorkloadError),
+    #[error(transparent)]
+    Selection(#[from] SelectionError),
+    #[error("the baseline '{0}' does not take part")]
+    Baseline(String),
+    #[error("--cold has to drop the page cache: run as root, where /proc/sys/vm/drop_caches can be written")]
+    Cold(#[source] io::Error),
+    #[error(transparent)]
+    Paths(#[from] PathsError),
+    #[error(transparent)]
+    Site(#[from] SiteError),
+    #[error("cannot wait for signals")]
+    Signals(#[source] nix::Error),
+    #[error("cannot look after processes that lose their parent")]
+    Subreaper(#[source] io::Error),
+}
+
+impl BenchError {
+    fn exit_code(&self) -> u8 {
+        match self {
+            Self::Workload(WorkloadError::NotFound { .. }) => exit_code::NOT_FOUND,
+            Self::Workload(WorkloadError::Copy(_))
+            | Self::Site(_)
+            | Self::Signals(_)
+            | Self::Subreaper(_) => exit_code::SETUP,
+            Self::Workload(_) | Self::Paths(_) | Self::Selection(_) | Self::Baseline(_) | Self::Cold(_) => {
+                exit_code::CONFIGURATION
+            }
+        }
+    }
+}
+
+fn parse_cpus(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(cpus) if cpus.is_finite() && cpus > 0.0 && cpus <= 254.0 => Ok(cpus),
+        _ => Err(format!("'{text}' is no number of processors")),
+    }
+}
+
+/// Runs the subcommand and returns Tandem's exit code.
+pub fn run(args: &BenchArgs) -> u8 {
+    match bench(args) {
+        Ok(code) => code,
+        Err(error) => {
+            report(&error);
+            error.exit_code()
+        }
+    }
+}
+
+fn bench(args: &BenchArgs) -> Result<u8, BenchError> {
+    let paths = Paths::from_env();
+    let programs = runtimes::find(&std::env::var_os("PATH").unwrap_or_default());
+    let selected = registry::select(args.contestants.as_deref(), &registry::entries(), &programs)?;
+    let baseline = baseline(args.baseline.as_deref(), &selected)?;
+    let mut workload = Workload::new(args.command.clone(), args.root.as_deref(), &paths)?;
+    (workload.cpus, workload.memory) = (args.cpus, args.memory);
+    if args.cold {
+        runner::check_cold().map_err(BenchError::Cold)?;
+    }
+    let mut signals = Signals::new().map_err(BenchError::Signals)?;
+    crate::bench::become_subreaper().map_err(BenchError::Subreaper)?;
+    let state = state_directory(&paths)?;
+    foreign::remove_stale(&state, &programs);
+    let site = Site::create(&state)?;
+    let conditions = Conditions::now();
+    let plan = Plan {
+        settings: settings(args, &workload, baseline),
+        runs: args.runs,
+        memory_runs: schedule::MEMORY_RUNS,
+        subreaper: true,
+        label: site.label.clone(),
+        began: OffsetDateTime::now_utc()
+            .replace_nanosecond(0)
+            .ok()
+            .and_then(|now| now.format(&Rfc3339).ok())
+            .unwrap_or_default(),
+        environment: environment::describe(&conditions, &programs),
+        conditions,
+    };
+    let context =
+        Context { workload: Arc::new(workload), programs: &programs, site, guest: guest_files(&paths) };
+    let contestants: Vec<Box<dyn Contestant>> =
+        selected.iter().map(|Selected { entry, .. }| (entry.factory)(entry.name, &context)).collect();
+    let mut progress = Progress::new(args.exports.results_file(&paths));
+    let results = runner::run(contestants, &plan, Some(&mut signals), &mut progress);
+    progress.finish();
+    context.site.remove();
+    let summary = Summary::of(&results);
+    let written = args.exports.write(&results, &summary, progress.file());
+    exports::print(&results, &summary);
+    if let Some(file) = progress.unnamed_file() {
+        say(format_args!("tandem: all samples are in {}", file.display()));
+    }
+    if let Some(signal) = signals.received() {
+        return Ok(exit_code::SIGNAL.saturating_add(signal as u8));
+    }
+    Ok(match (written, is_complete(&results, &selected)) {
+        (false, _) => exit_code::SETUP,
+        (true, false) => SOME_FAILED,
+        (true, true) => 0,
+    })
+}
+
+fn baseline(wanted: Option<&str>, selected: &[Selected]) -> Result<String, BenchError> {
+    let mut names = selected.iter().map(|selected| selected.entry.name);
+    let found = match wanted {
+        Some(wanted) => {
+            names.find(|name| *name == wanted).ok_or_else(|| BenchError::Baseline(wanted.into()))?
+        }
+        None => names.clone().find(|name| *name == "process").or_else(|| names.next()).unwrap_or_default(),
+    };
+    Ok(found.into())
+}
+
+fn settings(args: &BenchArgs, workload: &Workload, baseline: String) -> Settings {
+    let random = || random::bytes().map_or_else(crate::milestone::now, u64::from_le_bytes);
+    Settings {
+        command: args.command.iter().map(|word| word.to_string_lossy().into_owned()).collect(),
+        root: workload.root.display().to_string(),
+        runs: args.runs.unwrap_or(schedule::RUNS),
+        warmup: args.warmup,
+        // Of a size that JSON readers with floating point numbers keep.
+        seed: args.seed.unwrap_or_else(|| random() >> 12),
+        cold: args.cold,
+        cpus: args.cpus,
+        memory: args.memory,
+        baseline,
+        expect_output: args.expect_output,
+        time_limit: u64::try_from(args.time_limit.as_nanos()).unwrap_or(u64::MAX),
+    }
+}
+
+/// Whether all that should take part did, and all their runs succeeded. Failed warm-ups of one that then succeeded are
+/// what they are for.
+fn is_complete(results: &Results, selected: &[Selected]) -> bool {
+    let skipped = results.contestants.iter().zip(selected).any(|(contestant, selected)| {
+        let failed =
+            contestant.skipped.as_deref().is_some_and(|reason| reason.starts_with("every warm-up failed"));
+        contestant.skipped.is_some() && selected.wanted || failed
+    });
+    let failed = results.samples.iter().any(|sample| !sample.warmup && sample.failure.is_some());
+    let unmeasured = results.memory.iter().any(|sample| sample.failure.is_some());
+    !skipped && !failed && !unmeasured
+}
+
+/// Where benches keep the state of other runtimes.
+fn state_directory(paths: &Paths) -> Result<PathBuf, PathsError> {
+    Ok(paths.cache_dir()?.join("bench").join("state"))
+}
+
+/// What other VMMs boot: the standard guest.
+fn guest_files(paths: &Paths) -> Option<GuestFiles> {
+    let images = paths.guest_images(STANDARD).ok()?;
+    let init = images.dir.join("tandem-init");
+    Some(GuestFiles { kernel: images.kernel, init, backend: KvmBackend::detect(Path::new("/")) })
+}
+
+/// The file for results if none was named.
+fn default_file(paths: &Paths) -> Option<PathBuf> {
+    let directory = paths.cache_dir().ok()?.join("bench");
+    std::fs::create_dir_all(&directory).ok()?;
+    Some(directory.join(Path::new("last.json")))
+}

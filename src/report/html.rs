@@ -1,0 +1,152 @@
+//! One file that shows a bench to readers: no script, nothing from elsewhere, and a policy that forbids both.
+
+mod distribution;
+mod facts;
+mod figures;
+mod plot;
+mod scale;
+mod stages;
+mod text;
+mod usage;
+
+use maud::{DOCTYPE, Markup, PreEscaped, html};
+
+use crate::bench::model::{Kind, Results};
+use crate::bench::statistics::{Estimate, Interval, Ratio, Verdict};
+use crate::bench::summary::Summary;
+use crate::report::text::command_line;
+use figures::{Figures, Pair};
+use text::{ms, number, shortened, visible};
+
+const STYLE: &str = include_str!("html/style.css");
+/// What the browser is told to load: styles of this file, and nothing else at all.
+const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'";
+/// Characters of the command in title and headline; all of it is among the settings.
+const COMMAND_LENGTH: usize = 72;
+
+/// The page. The same results and summary give the same page.
+pub fn render(results: &Results, summary: &Summary) -> String {
+    let rows = figures::all(results, summary);
+    let command = visible(&shortened(&command_line(&results.settings.command), COMMAND_LENGTH));
+    let until = until(summary);
+    let page = html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta http-equiv="Content-Security-Policy" content=(POLICY);
+                meta name="viewport" content="width=device-width, initial-scale=1";
+                meta name="color-scheme" content="light dark";
+                title { "tandem bench: " (command) }
+                style { (PreEscaped(STYLE)) }
+            }
+            body {
+                (plot::definitions())
+                header {
+                    p class="product" { "tandem bench" }
+                    h1 { code { (command) } }
+                    p class="headline" { (headline(results, &rows, &command)) }
+                    p class="quiet" { (doing(results, summary)) }
+                }
+                main {
+                    (facts::warnings(summary))
+                    (distribution::figure(&rows, until))
+                    (distribution::table(&rows, &results.settings.baseline, until))
+                    (stages::section(&rows))
+                    div class="columns" { (usage::memory(&rows)) (usage::processor(&rows)) }
+                    (usage::exits(&rows))
+                    (facts::failures(results))
+                    (facts::all_warnings(summary))
+                    (facts::reading(&results.settings.baseline))
+                    (facts::environment(results))
+                    (facts::command_lines(results))
+                    (facts::data(results))
+                }
+            }
+        }
+    };
+    page.into_string()
+}
+
+/// Where the headline's time ends.
+fn until(summary: &Summary) -> &'static str {
+    match summary.headline {
+        Some("first_output") => "to the first byte of output",
+        Some("workload_exited") => "to the exit of the workload, which prints nothing",
+        _ => "to the end of the process, as not all can tell a nearer moment",
+    }
+}
+
+/// The result in one sentence.
+fn headline(results: &Results, rows: &[Figures<'_>], command: &str) -> Markup {
+    let code = html! { code { (command) } };
+    let estimates: Vec<_> = rows.iter().filter_map(|row| Some((row, row.row.headline?))).collect();
+    if let Some(Pair { vm: (_, in_vm), container: (container, in_container), ratio }) =
+        figures::pair(rows, results.settings.seed)
+    {
+        return html! {
+            (code) " takes " b { (ms(in_vm.value)) " ms" } " in a VM and " b { (ms(in_container.value)) " ms" }
+            " in a container (" (visible(&container.info.name)) "): " (comparison(ratio)) "."
+        };
+    }
+    match estimates.as_slice() {
+        [] => html! { "No run of " (code) " counted: there are no figures to show." },
+        [(row, estimate)] => html! { (code) " takes " (time(row, estimate)) (interval(estimate)) "." },
+        [(first, of_first), .., (last, of_last)] => html! {
+            (code) " takes " (time(first, of_first)) " and " (time(last, of_last)) "."
+        },
+    }
+}
+
+fn time(row: &Figures<'_>, estimate: &Estimate) -> Markup {
+    let name = visible(&row.info.name);
+    let boundary = match row.info.kind {
+        Kind::Process => format!("as a bare process ({name})"),
+        Kind::Container => format!("in a container ({name})"),
+        Kind::Vm => format!("in a VM ({name})"),
+    };
+    html! { b { (ms(estimate.value)) " ms" } " " (boundary) }
+}
+
+fn interval(estimate: &Estimate) -> String {
+    match estimate.interval {
+        Some(Interval { low, high }) => format!(" (95 % interval {} to {} ms)", ms(low), ms(high)),
+        None => ", of too few runs for an interval".to_owned(),
+    }
+}
+
+fn comparison(ratio: Option<Ratio>) -> Markup {
+    let Some(ratio) = ratio else { return html! { "no round has both" } };
+    let value = number(ratio.estimate.value);
+    let Some(Interval { low, high }) = ratio.estimate.interval else {
+        return html! { (value) " times, of too few rounds for an interval" };
+    };
+    let (low, high) = (number(low), number(high));
+    match ratio.verdict() {
+        Verdict::NoDifferenceShown => html! {
+            b { "no difference shown" } " (95 % interval of the ratio " (low) " to " (high) ")"
+        },
+        _ => html! {
+            "the VM takes " b { (value) " times" } " as long (95 % interval " (low) " to " (high) ")"
+        },
+    }
+}
+
+/// What was done, in a line.
+fn doing(results: &Results, summary: &Summary) -> String {
+    let plural = |count: usize, name: &str| match count {
+        1 => format!("1 {name}"),
+        _ => format!("{} {name}s", text::count(count as u64)),
+    };
+    let skipped = summary.contestants.iter().filter(|row| row.skipped.is_some()).count();
+    let failed = summary.failed();
+    let mut parts = vec![
+        plural(summary.contestants.len() - skipped, "contestant"),
+        plural(results.settings.runs as usize, "round"),
+    ];
+    parts.push(plural(failed, "failed run"));
+    parts.push(format!("{skipped} skipped"));
+    parts.push(visible(&results.began));
+    parts.extend(results.environment.0.iter().take(1).map(|(_, value)| visible(value)));
+    parts.join(" · ")
+}

@@ -1,0 +1,231 @@
+//! What surrounds the figures: failures, warnings, settings, the host, command lines, how to read, raw data.
+
+use std::collections::BTreeMap;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use maud::{Markup, PreEscaped, html};
+
+use super::plot::{kind_class, kind_name};
+use super::text::{count, is_deceptive, mib, ms, visible};
+use crate::bench::model::{Results, Sample};
+use crate::bench::summary::Summary;
+use crate::report::text::command_line;
+
+/// Warnings that are shown above the figures.
+const FIRST_WARNINGS: usize = 4;
+
+/// What has to be known before the figures are read; all of it is in [`all_warnings`] if it is much.
+pub(super) fn warnings(summary: &Summary) -> Markup {
+    let more = summary.warnings.len().saturating_sub(FIRST_WARNINGS);
+    if summary.warnings.is_empty() {
+        return Markup::default();
+    }
+    html! {
+        section class="warnings" role="note" aria-label="Warnings" {
+            ul {
+                @for warning in summary.warnings.iter().take(FIRST_WARNINGS) { li { (visible(warning)) } }
+                @if more > 0 { li { a href="#warnings" { (more) " more" } } }
+            }
+        }
+    }
+}
+
+/// All warnings, where not all are above the figures.
+pub(super) fn all_warnings(summary: &Summary) -> Markup {
+    if summary.warnings.len() <= FIRST_WARNINGS {
+        return Markup::default();
+    }
+    html! {
+        section {
+            h2 id="warnings" { "All warnings" }
+            ul class="plain" { @for warning in &summary.warnings { li { (visible(warning)) } } }
+        }
+    }
+}
+
+/// Runs that failed and contestants that were skipped, with the reasons.
+pub(super) fn failures(results: &Results) -> Markup {
+    let runs = failed_runs(results);
+    let skipped: Vec<_> =
+        results.contestants.iter().filter_map(|info| Some((info, info.skipped.as_deref()?))).collect();
+    if runs.is_empty() && skipped.is_empty() {
+        return html! { section { h2 id="failures" { "Failures" } p { "No run failed, no contestant was skipped." } } };
+    }
+    html! {
+        section {
+            h2 id="failures" { "Failed and skipped" }
+            div class="scroll" role="region" aria-labelledby="failures" tabindex="0" {
+                table class="wrap" {
+                    caption { "Failed runs count for nothing in the figures; their samples are in the raw data." }
+                    thead {
+                        tr {
+                            th scope="col" { "contestant" }
+                            th scope="col" { "what" }
+                            th scope="col" { "reason" }
+                        }
+                    }
+                    tbody {
+                        @for ((contestant, reason), rounds) in &runs {
+                            tr {
+                                th scope="row" { (visible(contestant)) }
+                                td { "failed: " (rounds.join(", ")) }
+                                td class="reason" { (visible(reason)) }
+                            }
+                        }
+                        @for (info, reason) in skipped {
+                            tr {
+                                th scope="row" { (visible(&info.name)) }
+                                td { "skipped" }
+                                td class="reason" { (visible(reason)) }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The rounds of failures, by contestant and reason.
+fn failed_runs(results: &Results) -> BTreeMap<(&str, &str), Vec<String>> {
+    let mut runs: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    let round = |sample: &Sample| {
+        let kind = if sample.warmup { "warm-up" } else { "round" };
+        format!("{kind} {}", sample.round)
+    };
+    for sample in &results.samples {
+        if let Some(reason) = &sample.failure {
+            runs.entry((sample.contestant.as_str(), reason.as_str())).or_default().push(round(sample));
+        }
+    }
+    for sample in &results.memory {
+        if let Some(reason) = &sample.failure {
+            let round = format!("memory run {}", sample.round);
+            runs.entry((sample.contestant.as_str(), reason.as_str())).or_default().push(round);
+        }
+    }
+    runs
+}
+
+/// How to read the page.
+pub(super) fn reading(baseline: &str) -> Markup {
+    html! {
+        section class="reading" {
+            h2 id="reading" { "How to read this" }
+            ul {
+                li { "Every contestant ran the same command on the same root file system. Within each round they ran one "
+                    "after the other in a random order, so that a slow moment of the host meets all alike. Warm-up "
+                    "rounds do not count." }
+                li { "The interval beside a median is a 95 % confidence interval: were the whole bench repeated, about "
+                    "19 of 20 such intervals would hold the true median " i { "of this host at this time" }
+                    ". Figures of another host, or of another hour, are not comparable; ratios are better, but not immune." }
+                li { "A ratio is the time of a contestant divided by that of " b { (visible(baseline)) }
+                    ", its interval taken over rounds. Where the interval contains 1 the table says “no difference "
+                    "shown”: that is no proof that there is none." }
+                li { "“n/a” is a figure that could not be taken. It is never 0, and hatched parts of bars are of unknown "
+                    "division, not of unknown length." }
+                li { "The parts of a bar end at the median of their milestone. Medians of parts need not add up exactly "
+                    "as those of a single run do." }
+                li { "PSS counts a page that several processes share in parts; peaks of cgroups also count the page "
+                    "cache that a run happened to touch first." }
+            }
+        }
+    }
+}
+
+/// Settings and the host.
+pub(super) fn environment(results: &Results) -> Markup {
+    let settings = &results.settings;
+    let unset = || "not set".to_owned();
+    let yes = |set: bool| if set { "yes" } else { "no" }.to_owned();
+    let asked = [
+        ("command", command_line(&settings.command)),
+        ("root file system", settings.root.clone()),
+        ("rounds", format!("{} and {} warm-up", count(settings.runs.into()), count(settings.warmup.into()))),
+        ("seed", settings.seed.to_string()),
+        ("page cache dropped before each run", yes(settings.cold)),
+        ("processors", settings.cpus.map_or_else(unset, |cpus| cpus.to_string())),
+        ("memory", settings.memory.map_or_else(unset, |bytes| format!("{} MiB", mib(bytes as f64)))),
+        ("baseline", settings.baseline.clone()),
+        ("output expected", yes(settings.expect_output)),
+        ("time limit of a run", format!("{} ms", ms(settings.time_limit as f64))),
+        ("Tandem", results.tandem.clone()),
+        ("began", results.began.clone()),
+    ];
+    let list = |id: &str, name: &str, facts: &[(String, String)]| {
+        html! {
+            div {
+                h3 id=(id) { (name) }
+                table class="facts" aria-labelledby=(id) {
+                    tbody {
+                        @for (name, value) in facts {
+                            tr { th scope="row" { (visible(name)) } td { (visible(value)) } }
+                        }
+                    }
+                }
+            }
+        }
+    };
+    html! {
+        section {
+            h2 id="environment" { "Environment" }
+            div class="columns" {
+                (list("host", "Host", &results.environment.0))
+                (list("settings", "Settings", &asked.map(|(name, value)| (name.to_owned(), value))))
+            }
+        }
+    }
+}
+
+/// What exactly was run.
+pub(super) fn command_lines(results: &Results) -> Markup {
+    html! {
+        section {
+            h2 id="commands" { "Command lines" }
+            dl class="commands" {
+                @for info in &results.contestants {
+                    dt {
+                        span class="name" { (visible(&info.name)) } " "
+                        span class={ "kind " (kind_class(info.kind)) } { (kind_name(info.kind)) }
+                        @if let Some(version) = &info.version { " " span class="quiet" { (visible(version)) } }
+                    }
+                    dd {
+                        @if let Some(reason) = &info.skipped { p { "skipped: " (visible(reason)) } }
+                        @for note in &info.notes { p { (visible(note)) } }
+                        @if !info.command_line.is_empty() { pre { code { (visible(&info.command_line)) } } }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// All data, for programs and for a download that needs no script.
+pub(super) fn data(results: &Results) -> Markup {
+    // Plain data with names as keys: there is nothing in it that JSON could not hold.
+    let json = serde_json::to_string(results).unwrap_or_else(|error| format!("{{\"error\":\"{error}\"}}"));
+    let address = format!("data:application/json;base64,{}", STANDARD.encode(&json));
+    html! {
+        section class="data" {
+            h2 id="data" { "Raw data" }
+            p {
+                a href=(address) download="tandem-bench.json" { "Download all samples (JSON)" }
+                ". The same data is in this file as the element " code { "script#tandem-bench" } "."
+            }
+            script type="application/json" id="tandem-bench" { (PreEscaped(inert(&json))) }
+        }
+    }
+}
+
+/// JSON without any character that could end or change the element around it. All of them can only be in strings.
+fn inert(json: &str) -> String {
+    json.chars().fold(String::with_capacity(json.len()), |mut text, character| {
+        if "<>&".contains(character) || is_deceptive(character) {
+            text.push_str(&format!("\\u{:04x}", u32::from(character)));
+        } else {
+            text.push(character);
+        }
+        text
+    })
+}

@@ -1,0 +1,129 @@
+//! Axes: where on a plot a value goes, in per cent of its width, so that a plot can be as wide as the window.
+
+/// Values that differ by more than this factor are shown on a logarithmic axis.
+const LINEAR_SPREAD: f64 = 10.0;
+/// Steps between the labels of an axis, in every power of ten.
+const STEPS: [f64; 3] = [1.0, 2.0, 5.0];
+/// About as many labels as a narrow window has room for.
+const LABELS: f64 = 6.0;
+
+/// An axis from `low` to `high`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Scale {
+    pub(super) log: bool,
+    low: f64,
+    high: f64,
+}
+
+/// A line on the axis.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Tick {
+    pub(super) value: f64,
+    /// There is room for its value beside it.
+    pub(super) labelled: bool,
+}
+
+impl Scale {
+    /// An axis that shows all these values and some space around them; logarithmic if they differ by much. `None`
+    /// without values.
+    pub(super) fn around(values: impl Iterator<Item = f64>) -> Option<Self> {
+        let (low, high) =
+            values.filter(|value| value.is_finite()).fold(None, |range, value| match range {
+                None => Some((value, value)),
+                Some((low, high)) => Some((value.min(low), value.max(high))),
+            })?;
+        let (low, high) = (low.max(1.0), high.max(1.0));
+        if high / low > LINEAR_SPREAD {
+            return Some(Self { log: true, low: low * 0.8, high: high * 1.25 });
+        }
+        let space = ((high - low) * 0.08).max(high * 0.01);
+        let low = if low < high * 0.4 { 0.0 } else { low - space };
+        Some(Self { log: false, low, high: high + space })
+    }
+
+    /// A linear axis from 0, for bars. `None` if there is nothing to show.
+    pub(super) fn from_zero(values: impl Iterator<Item = f64>) -> Option<Self> {
+        let high = values.filter(|value| value.is_finite()).fold(0.0, f64::max);
+        (high > 0.0).then_some(Self { log: false, low: 0.0, high: high * 1.02 })
+    }
+
+    /// It is linear and does not begin at 0.
+    pub(super) fn is_cut(&self) -> bool {
+        !self.log && self.low > 0.0
+    }
+
+    /// Place of a value, per cent of the width.
+    pub(super) fn percent(&self, value: f64) -> f64 {
+        let share = if self.log {
+            (value.max(1.0) / self.low).ln() / (self.high / self.low).ln()
+        } else {
+            (value - self.low) / (self.high - self.low)
+        };
+        if share.is_finite() { share.clamp(0.0, 1.0) * 100.0 } else { 0.0 }
+    }
+
+    /// Lines of the axis in units of `unit`, so that labels are round in that unit.
+    pub(super) fn ticks(&self, unit: f64) -> Vec<Tick> {
+        if self.log { self.log_ticks(unit) } else { self.linear_ticks(unit) }
+    }
+
+    fn log_ticks(&self, unit: f64) -> Vec<Tick> {
+        let first = (self.low / unit).log10().floor() as i32;
+        let last = (self.high / unit).log10().ceil() as i32;
+        let all_labelled = (self.high / self.low).log10() <= 2.3;
+        let lines = (first..=last).flat_map(|power| STEPS.map(|step| (step, 10f64.powi(power))));
+        lines
+            .map(|(step, power)| Tick { value: step * power * unit, labelled: all_labelled || step == 1.0 })
+            .filter(|tick| (self.low..=self.high).contains(&tick.value))
+            .collect()
+    }
+
+    fn linear_ticks(&self, unit: f64) -> Vec<Tick> {
+        let span = (self.high - self.low) / unit;
+        let power = 10f64.powf((span / LABELS).log10().floor());
+        let step =
+            STEPS.iter().map(|step| step * power).find(|step| span / step <= LABELS).unwrap_or(10.0 * power);
+        let first = (self.low / unit / step).ceil() as i64;
+        let last = (self.high / unit / step).floor() as i64;
+        (first..=last).map(|n| Tick { value: n as f64 * step * unit, labelled: true }).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: f64 = 1e6;
+
+    fn labels(scale: &Scale) -> Vec<f64> {
+        scale.ticks(MS).iter().filter(|tick| tick.labelled).map(|tick| tick.value / MS).collect()
+    }
+
+    #[test]
+    fn wide_ranges_are_logarithmic_and_narrow_ones_are_not() {
+        let wide = Scale::around([0.8 * MS, 300.0 * MS].into_iter()).unwrap();
+        assert!(wide.log);
+        assert_eq!(labels(&wide), [1.0, 10.0, 100.0]);
+        let narrow = Scale::around([33.0 * MS, 40.0 * MS].into_iter()).unwrap();
+        assert!(narrow.is_cut());
+        assert_eq!(labels(&narrow), [34.0, 36.0, 38.0, 40.0]);
+        let from_zero = Scale::around([3.0 * MS, 29.0 * MS].into_iter()).unwrap();
+        assert!(!from_zero.is_cut() && !from_zero.log);
+        assert_eq!(labels(&from_zero), [0.0, 10.0, 20.0, 30.0]);
+    }
+
+    #[test]
+    fn every_value_has_its_place_within_the_plot() {
+        assert_eq!(Scale::around(std::iter::empty()), None);
+        assert_eq!(Scale::from_zero([0.0].into_iter()), None);
+        for values in [[0.0, 0.0], [1.0, 1.0], [5.0, 1e18], [f64::NAN, 7.0], [0.0, 1e15]] {
+            let scale = Scale::around(values.into_iter()).unwrap();
+            let places: Vec<_> = values.iter().map(|value| scale.percent(*value)).collect();
+            assert!(places.iter().all(|place| (0.0..=100.0).contains(place)), "{values:?}: {places:?}");
+            assert!(scale.ticks(MS).len() < 80);
+        }
+        let scale = Scale::from_zero([100.0].into_iter()).unwrap();
+        assert_eq!(scale.percent(0.0), 0.0);
+        assert!(scale.percent(100.0) > scale.percent(99.0));
+    }
+}

@@ -1,7 +1,7 @@
 //! Tandem: a lightweight virtual machine monitor on KVM.
 //!
-//! The rooms, from the top down; each may use those below it: `cli`, `machine`, `ring3`, `devices`, `arch`, `hypervisor`,
-//! `workload`, `milestone`, `host`. See `docs/architecture.md`.
+//! The rooms, from the top down; each may use those below it: `cli`, `report`, `bench`, `machine`, `ring3`, `devices`,
+//! `arch`, `hypervisor`, `workload`, `milestone`, `host`. See `docs/architecture.md`.
 
 pub mod arch;
 pub mod bench;

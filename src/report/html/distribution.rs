@@ -6,6 +6,7 @@ use super::figures::Figures;
 use super::plot::{self, kind_class};
 use super::scale::Scale;
 use super::text::{count, ms, percent, visible};
+use crate::bench::model::Kind;
 use crate::bench::statistics::{Description, Estimate, Interval, MIN_SAMPLES, Verdict};
 use crate::report::number::{self, MILLISECOND};
 
@@ -16,7 +17,7 @@ const BOTTOM: f64 = 34.0;
 const INTERVAL: f64 = 44.0;
 
 /// The plot, or nothing if no run counted.
-pub(super) fn figure(rows: &[Figures<'_>], until: &str) -> Markup {
+pub(super) fn figure(rows: &[Figures<'_>], measured: &str) -> Markup {
     let times = rows.iter().flat_map(|row| row.times.iter().map(|(_, time)| *time));
     let Some(scale) = Scale::around(times) else { return Markup::default() };
     html! {
@@ -24,12 +25,12 @@ pub(super) fn figure(rows: &[Figures<'_>], until: &str) -> Markup {
             h2 id="distribution" { "Every run" }
             figure {
                 figcaption {
-                    "Milliseconds from spawned " (until) ", one mark for each run"
+                    (measured) ", one mark for each run"
                     @if scale.log { "; the axis is logarithmic: equal steps are equal ratios" }
                     @if scale.is_cut() { "; the axis does not begin at 0" }
                     "."
                 }
-                (key())
+                (key(rows))
                 div class="rows" {
                     @for (index, row) in rows.iter().enumerate() {
                         @match row.headline() {
@@ -44,15 +45,18 @@ pub(super) fn figure(rows: &[Figures<'_>], until: &str) -> Markup {
     }
 }
 
-fn key() -> Markup {
+fn key(rows: &[Figures<'_>]) -> Markup {
+    let kinds = [Kind::Process, Kind::Container, Kind::Vm];
+    let present = |kind: &Kind| rows.iter().any(|row| row.info.kind == *kind && !row.times.is_empty());
     html! {
         ul class="key" aria-label="Key" {
-            @for (class, name) in [("process", "process"), ("container", "container"), ("vm", "VM")] {
+            @for kind in kinds.into_iter().filter(present) {
+                @let class = kind_class(kind);
                 li {
                     svg width="12" height="12" aria-hidden="true" {
                         use href={ "#mark-" (class) } class={ "mark " (class) } x="6" y="6" {}
                     }
-                    (name)
+                    (plot::kind_name(kind))
                 }
             }
             li {
@@ -121,7 +125,7 @@ fn bracket(low: &str, high: &str, y: f64) -> Markup {
 }
 
 /// The headline's figures as a table.
-pub(super) fn table(rows: &[Figures<'_>], baseline: &str, until: &str) -> Markup {
+pub(super) fn table(rows: &[Figures<'_>], baseline: &str, measured: &str) -> Markup {
     let percentiles =
         rows.iter().any(|row| row.headline().is_some_and(|(_, description)| description.p95.is_some()));
     let few = rows.iter().any(|row| row.headline().is_some_and(|(estimate, _)| estimate.interval.is_none()));
@@ -130,7 +134,7 @@ pub(super) fn table(rows: &[Figures<'_>], baseline: &str, until: &str) -> Markup
             h2 id="table" { "Figures" }
             div class="scroll" role="region" aria-labelledby="table" tabindex="0" {
                 table {
-                    caption { "Milliseconds from spawned " (until) ". Ratios are to " b { (visible(baseline)) } "." }
+                    caption { (measured) ". Ratios are to " b { (visible(baseline)) } "." }
                     thead {
                         tr {
                             th scope="col" { "contestant" }

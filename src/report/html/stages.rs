@@ -179,7 +179,8 @@ fn on_one_scale(row: &Figures<'_>, parts: &[Part], scale: &Scale, index: usize, 
         (plot::image(&id, HEIGHT, &format!("Stages of {}", row.info.name), &description(row, parts), &bar))
         @if listed { (list(row, parts)) }
     };
-    plot::row(row, html! { b { (ms(end.to)) " ms" } }, &content)
+    let row = plot::row(row, html! { b { (ms(end.to)) " ms" } }, &content);
+    html! { div class=(if listed { "listed" } else { "thin" }) { (row) } }
 }
 
 fn at_full_width(row: &Figures<'_>, parts: &[Part], index: usize) -> Markup {

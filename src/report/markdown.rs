@@ -26,19 +26,11 @@ pub fn render(results: &Results, summary: &Summary) -> String {
     }
     out += "### Environment\n\n";
     let mut facts = vec![["".to_owned(), "".to_owned()].to_vec()];
-    facts.extend(results.environment.0.iter().map(|(name, value)| vec![name.clone(), value.clone()]));
-    facts.push(vec!["tandem".into(), results.tandem.clone()]);
-    facts.push(vec!["began".into(), results.began.clone()]);
-    facts.push(vec!["root".into(), results.settings.root.clone()]);
+    facts.extend(sheet::environment(results).into_iter().map(|(name, value)| vec![name, value]));
     out += &table(&facts, ":--");
     out += "\n### Command lines\n\n";
-    for info in results.contestants.iter().filter(|info| info.skipped.is_none()) {
-        let version = info.version.as_deref().map(|version| format!(" {version}")).unwrap_or_default();
-        out += &format!(
-            "{}:\n\n{}\n\n",
-            escaped(&(info.name.clone() + &version)),
-            code_block(&info.command_line)
-        );
+    for (name, command_line) in sheet::command_lines(results) {
+        out += &format!("{}:\n\n{}\n\n", escaped(&name), code_block(&command_line));
     }
     out.truncate(out.trim_end().len());
     out + "\n"

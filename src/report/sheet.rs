@@ -1,6 +1,6 @@
 //! What tables show, whatever they are drawn with: sentences, and figures by measurement and contestant.
 
-use crate::bench::model::{Kind, MILESTONES, Results, Settings};
+use crate::bench::model::{ContestantInfo, Kind, MILESTONES, Results, Settings};
 use crate::bench::statistics::Verdict;
 use crate::bench::summary::{Row, Summary};
 
@@ -91,12 +91,35 @@ pub(super) fn what(settings: &Settings, summary: &Summary) -> String {
     text += &format!("; rounds: {runs} after {warmup} to warm up, in random order, seed {seed}");
     text += if settings.cold { ", page cache dropped before each run" } else { "" };
     if let Some(cpus) = settings.cpus {
-        text += &format!("; {cpus} CPUs");
+        text += &format!("; CPUs: {cpus}");
     }
     if let Some(memory) = settings.memory {
-        text += &format!("; {} MiB of memory", number::figure(Some(memory as f64), MEBIBYTE));
+        text += &format!("; memory: {:.0} MiB", memory as f64 / MEBIBYTE);
     }
     text + "."
+}
+
+/// Where it was done: names and values. What the environment tells itself is not told twice.
+pub(super) fn environment(results: &Results) -> Vec<(String, String)> {
+    let mut facts = results.environment.0.clone();
+    for (name, value) in
+        [("tandem", &results.tandem), ("began", &results.began), ("root", &results.settings.root)]
+    {
+        if !facts.iter().any(|(known, _)| known == name) {
+            facts.push((name.into(), value.clone()));
+        }
+    }
+    facts
+}
+
+/// Contestants, with their versions, and their command lines.
+pub(super) fn command_lines(results: &Results) -> Vec<(String, String)> {
+    let taking_part = results.contestants.iter().filter(|info| info.skipped.is_none());
+    let line = |info: &ContestantInfo| {
+        let version = info.version.as_ref().map(|version| format!(" {version}")).unwrap_or_default();
+        (info.name.clone() + &version, info.command_line.clone())
+    };
+    taking_part.map(line).collect()
 }
 
 /// The ratio of a contestant, as a cell.

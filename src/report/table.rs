@@ -81,17 +81,9 @@ fn header(results: &Results, summary: &Summary, style: Style) -> String {
     let mut out = style.bold(wrapped("tandem bench: ", &command, 2, style.width).trim_end()) + "\n";
     out += &wrapped("", &sheet::what(&results.settings, summary), 0, style.width);
     out += "\n";
-    let mut facts = results.environment.0.clone();
-    facts.push(("tandem".into(), results.tandem.clone()));
-    facts.push(("began".into(), results.began.clone()));
-    facts.push(("root".into(), results.settings.root.clone()));
-    out += &named(&facts, style);
+    out += &named(&sheet::environment(results), style);
     out += "\n";
-    let lines = results.contestants.iter().filter(|info| info.skipped.is_none()).map(|info| {
-        let version = info.version.as_ref().map(|version| format!(" [{version}]")).unwrap_or_default();
-        (info.name.clone(), info.command_line.clone() + &version)
-    });
-    out + &named(&lines.collect::<Vec<_>>(), style)
+    out + &named(&sheet::command_lines(results), style)
 }
 
 /// Names to the left, what they are to the right, wrapped.

@@ -139,7 +139,7 @@ fn many() -> Results {
         "a-contestant-with-quite-a-long-name",
     ];
     let models = NAMES.iter().enumerate().map(|(place, name)| Model { name, ..MODELS[place % 7] });
-    results(&models.collect::<Vec<_>>(), 100)
+    results(&models.collect::<Vec<_>>(), 160)
 }
 
 /// Two of the same speed: the report must not name a winner.

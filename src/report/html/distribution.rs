@@ -15,6 +15,8 @@ const HEIGHT: u32 = 50;
 const TOP: f64 = 6.0;
 const BOTTOM: f64 = 34.0;
 const INTERVAL: f64 = 44.0;
+/// Runs beyond which marks hide each other, and the median.
+const CROWD: usize = 150;
 
 /// The plot, or nothing if no run counted.
 pub(super) fn figure(rows: &[Figures<'_>], measured: &str) -> Markup {
@@ -81,19 +83,23 @@ fn strip(row: &Figures<'_>, headline: (Estimate, &Description), scale: &Scale, i
     let at = |time: f64| percent(scale.percent(time));
     let (low, high) = (description.first_quartile, description.third_quartile);
     let step = (BOTTOM - TOP) / (row.times.len().max(2) - 1) as f64;
-    let median = at(estimate.value);
+    let crowded = row.times.len() > CROWD;
+    let median = html! {
+        line class="median" x1=(at(estimate.value)) x2=(at(estimate.value)) y1="0" y2=(BOTTOM + 6.0) {}
+    };
     let marks = html! {
         (plot::grid(scale, MILLISECOND))
         rect class="box" x=(at(low)) y=(TOP - 4.0) height=(BOTTOM - TOP + 8.0)
             width=(percent(scale.percent(high) - scale.percent(low))) {}
-        line class="median" x1=(median) x2=(median) y1="0" y2=(BOTTOM + 6.0) {}
-        g class={ "mark " (class) } {
+        @if !crowded { (median) }
+        g class={ "mark " (class) @if crowded { " crowded" } } {
             @for (place, (round, time)) in row.times.iter().enumerate() {
                 use href={ "#mark-" (class) } x=(at(*time)) y=(format!("{:.1}", TOP + step * place as f64)) {
                     title { "round " (round) ": " (ms(*time)) " ms" }
                 }
             }
         }
+        @if crowded { (median) }
         @if let Some(Interval { low, high }) = estimate.interval { (bracket(&at(low), &at(high), INTERVAL)) }
     };
     let title = format!("{}: {} runs", row.info.name, row.times.len());

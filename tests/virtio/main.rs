@@ -167,6 +167,31 @@ fn a_driver_may_choose_write_through() {
 }
 
 #[test]
+fn a_driver_without_event_index_may_do_without_interrupts() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut disk = Disk::new(open(&image(dir.path(), 4096), Engine::Plain), ALL & !EVENT_IDX, 8);
+    let flags = GuestAddress(disk.ring.available_ring());
+    for (flag, interrupts) in [(1u16, 0), (0, 1)] {
+        vm_memory::Bytes::write_obj(&disk.driver.memory, flag, flags).expect("the flags");
+        let (before, seen) = (disk.driver.available(&disk.ring), disk.driver.line.count());
+        vm_memory::Bytes::write_obj(&disk.driver.memory, [4u64, 0], GuestAddress(0x40_0000))
+            .expect("a header");
+        disk.driver.add(&mut disk.ring, &[(0x40_0000, 16, false), (0x40_0800, 1, true)]).expect("room");
+        disk.driver.notify(&disk.ring, before);
+        let deadline = Instant::now() + driver::LIMIT;
+        while disk.driver.take_used(&mut disk.ring).is_none() {
+            assert!(Instant::now() < deadline);
+            std::thread::yield_now();
+        }
+        if interrupts > 0 {
+            disk.driver.line.wait(seen);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+        assert_eq!(disk.driver.line.count(), seen + interrupts);
+    }
+}
+
+#[test]
 fn every_queue_is_served_and_a_reset_begins_anew() {
     let dir = tempfile::tempdir().expect("a directory");
     for engine in engines("every_queue_is_served_and_a_reset_begins_anew") {

@@ -3,12 +3,13 @@
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use virtio_bindings::bindings::virtio_blk::{VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK};
+use virtio_bindings::bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
@@ -342,10 +343,21 @@ impl Server {
 
     /// Interrupts the driver if it wants to know of what has been used.
     fn tell(&mut self) -> Result<(), Broken> {
-        if std::mem::take(&mut self.untold) && self.queue.needs_notification(&*self.memory)? {
+        if std::mem::take(&mut self.untold) && self.wants_to_be_told()? {
             self.signals.used();
         }
         Ok(())
+    }
+
+    /// virtio-queue knows the event index only; without it the driver has a flag (2.7.7).
+    fn wants_to_be_told(&mut self) -> Result<bool, Broken> {
+        if self.queue.event_idx_enabled() {
+            return Ok(self.queue.needs_notification(&*self.memory)?);
+        }
+        // The driver takes the flag back, and looks at the ring once more: one of both sees what the other has written.
+        fence(Ordering::SeqCst);
+        let flags = self.memory.load(GuestAddress(self.queue.avail_ring()), Ordering::Relaxed);
+        Ok(!flags.is_ok_and(|flags: u16| flags & VRING_AVAIL_F_NO_INTERRUPT as u16 != 0))
     }
 
     /// Waits for a notification, a completion, or the end.

@@ -10,7 +10,9 @@ pub mod hyperfine;
 pub mod json;
 pub mod markdown;
 pub mod number;
+mod page;
 mod sheet;
+pub mod steady;
 pub mod table;
 mod text;
 

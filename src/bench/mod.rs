@@ -3,6 +3,7 @@
 pub mod attempt;
 pub mod contestant;
 pub mod crowd;
+pub mod density;
 pub mod environment;
 #[cfg(test)]
 pub mod fixture;

@@ -1,6 +1,7 @@
 //! `tandem bench`: what the same command costs as a process, in containers and in virtual machines.
 
 mod common;
+mod density;
 mod exports;
 mod progress;
 mod steady;
@@ -55,6 +56,9 @@ enum Other {
     /// Measure what running costs once started: arithmetic, memory, system calls, processes, files, switches
     #[command(after_help = EXIT_CODES)]
     Steady(Box<steady::SteadyArgs>),
+    /// Measure many at once: how long until all are up, and what each of them takes of the host's memory
+    #[command(after_help = EXIT_CODES)]
+    Density(Box<density::DensityArgs>),
 }
 
 /// Arguments of `tandem bench`.
@@ -163,6 +167,7 @@ pub fn run(args: &BenchArgs) -> u8 {
     let made = match &args.other {
         None => bench(args),
         Some(Other::Steady(args)) => steady::run(args),
+        Some(Other::Density(args)) => density::run(args),
     };
     match made {
         Ok(code) => code,

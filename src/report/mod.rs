@@ -5,6 +5,7 @@
 //! [`Summary`]: crate::bench::summary::Summary
 
 pub mod csv;
+pub mod density;
 pub mod html;
 pub mod hyperfine;
 pub mod json;

@@ -148,9 +148,7 @@ fn sheets(counts: &[u32], rows: &[&Row]) -> Vec<Sheet> {
     let mut sheets = vec![
         sheet("ms until all were up, median of the rounds (least to greatest)", &spread),
         sheet("ms until each was up, from its own start: median and slowest", &each),
-        sheet("MiB each, by what the host had less (MemAvailable)", &|level| {
-            number::figure(level.taken_each, MEBIBYTE)
-        }),
+        sheet("MiB each, by what the host had less", &|level| number::figure(level.taken_each, MEBIBYTE)),
         sheet("MiB each, PSS of its processes", &|level| number::figure(level.pss_each, MEBIBYTE)),
         sheet("ms until all were gone, once let go", &|level| number::figure(level.gone, MILLISECOND)),
     ];
@@ -166,7 +164,9 @@ fn notes(results: &Results) -> Vec<String> {
     let mut notes = vec![
         "up: its first output has come, or its end if it prints nothing".to_owned(),
         format!("p95 is told of {MIN_FOR_P95} or more, all rounds together; of fewer the slowest only"),
-        "MemAvailable: what others take and give back meanwhile is in it, so believe it of many only".into(),
+        "what the host had less: MemAvailable and the pages kept aside for each processor; what others take and give back \
+         meanwhile is in it, so believe it of many only"
+            .into(),
         "n/a: not known, which is not 0; -: not tried".into(),
     ];
     notes.extend(page::contestants_notes(&results.contestants));

@@ -51,7 +51,7 @@ pub fn make(
     terms: Terms<'_>,
     mut signals: Option<&mut Signals>,
 ) -> Result<Level, Interrupted> {
-    let level = Level { count: terms.count, available_before: room::available(), ..Level::default() };
+    let level = Level { count: terms.count, available_before: room::available_in_all(), ..Level::default() };
     let crowd = Crowd::new(terms.subreaper);
     let mut going = Going { contestant, terms, ids: Vec::new(), crowd, level };
     let made = going.make(signals.as_deref_mut());
@@ -169,7 +169,7 @@ impl Going<'_> {
         if self.crowd.members().iter().any(|member| member.ended().is_some()) {
             return;
         }
-        self.level.available_up = Some(room::available());
+        self.level.available_up = Some(room::available_in_all());
         let mut roots = self.crowd.roots();
         for id in &self.ids {
             if let Some(group) = self.contestant.cgroup(Run { id, hold: true }) {

@@ -64,7 +64,7 @@ pub struct Level {
     pub up: Vec<u64>,
     /// From the first one's creation until the last was up; `None` if some never were.
     pub all_up: Option<u64>,
-    /// `MemAvailable` of the host before, and with all of them up.
+    /// `MemAvailable` of the host, and what its kernel keeps aside for each processor, before and with all of them up.
     pub available_before: u64,
     pub available_up: Option<u64>,
     /// PSS of all of them together; `None` if some had ended before it could be read.

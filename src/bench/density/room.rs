@@ -5,6 +5,8 @@ use std::fs;
 use super::model::Level;
 
 const MIB: u64 = 1 << 20;
+/// Bytes of a page of the host's.
+const PAGE: u64 = 4096;
 /// The least that is left to the host, in bytes; else a tenth of its memory.
 const LEAST_RESERVE: u64 = 512 * MIB;
 /// The next ones may take more than those before did.
@@ -19,6 +21,18 @@ fn field(text: &str, name: &str) -> Option<u64> {
 /// Bytes that the kernel thinks it can give without swapping, now. 0 if it does not tell.
 pub fn available() -> u64 {
     field(&fs::read_to_string("/proc/meminfo").unwrap_or_default(), "MemAvailable").unwrap_or(0)
+}
+
+/// Bytes that the kernel thinks it can give, with those that it keeps aside for each processor: what was given back a moment
+/// ago is there, hundreds of MiB of it, and `MemAvailable` does not count it.
+pub fn available_in_all() -> u64 {
+    available() + kept_aside(&fs::read_to_string("/proc/zoneinfo").unwrap_or_default()) * PAGE
+}
+
+/// Pages in the lists of all processors and zones (/proc/zoneinfo, `pagesets`).
+fn kept_aside(zoneinfo: &str) -> u64 {
+    let counts = zoneinfo.lines().filter_map(|line| line.trim().strip_prefix("count:"));
+    counts.filter_map(|count| count.trim().parse::<u64>().ok()).sum()
 }
 
 /// Bytes that are to be left to the host.
@@ -78,7 +92,9 @@ mod tests {
     fn memory_is_read() {
         assert_eq!(field("MemTotal:  100 kB\nMemAvailable:    7 kB\n", "MemAvailable"), Some(7168));
         assert_eq!(field("MemTotal: x kB\n", "MemTotal"), None);
-        assert!(available() > 0 && reserve() >= LEAST_RESERVE);
+        let zoneinfo = "  pagesets\n    cpu: 0\n              count:    24\n              high:  9\n    cpu: 1\n              count: 6\n";
+        assert_eq!(kept_aside(zoneinfo), 30);
+        assert!(available() > 0 && available_in_all() > available() / 2 && reserve() >= LEAST_RESERVE);
     }
 
     #[test]

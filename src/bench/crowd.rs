@@ -143,10 +143,8 @@ impl Crowd {
         let open = || -> io::Result<_> {
             let (stdout, stderr) = (pipe2(OFlag::O_CLOEXEC)?, pipe2(OFlag::O_CLOEXEC)?);
             let report = launch.reports.then(|| pipe2(OFlag::O_CLOEXEC)).transpose()?;
-            for end in [Some(&stdout.0), Some(&stderr.0), report.as_ref().map(|(read, _)| read)] {
-                if let Some(end) = end {
-                    fcntl(end.as_fd(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-                }
+            for end in [&stdout.0, &stderr.0].into_iter().chain(report.as_ref().map(|(read, _)| read)) {
+                fcntl(end.as_fd(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
             }
             Ok((stdout, stderr, report))
         };

@@ -49,12 +49,12 @@ struct Going<'a> {
 pub fn make(
     contestant: &mut dyn Contestant,
     terms: Terms<'_>,
-    mut signals: Option<&mut Signals>,
+    signals: Option<&mut Signals>,
 ) -> Result<Level, Interrupted> {
     let level = Level { count: terms.count, available_before: room::available_in_all(), ..Level::default() };
     let crowd = Crowd::new(terms.subreaper);
     let mut going = Going { contestant, terms, ids: Vec::new(), crowd, level };
-    let made = going.make(signals.as_deref_mut());
+    let made = going.make(signals);
     if let Err(error) = going.crowd.end() {
         going.level.fail(Failure::Watch(error).to_string());
     }
@@ -112,15 +112,19 @@ impl Going<'_> {
         mut signals: Option<&mut Signals>,
         deadline: Instant,
     ) -> Result<(), Interrupted> {
+        // What is made ready for a run is no part of starting it.
+        let mut launches = Vec::new();
         for number in 0..self.terms.count {
             let id = format!("{}-{number}", self.terms.label);
+            launches.push((self.contestant.launch(Run { id: &id, hold: true }), id));
+        }
+        for (launch, id) in launches {
             let available = room::available();
             let started = if available < self.terms.floor {
                 Err(format!("not started: only {} MiB of memory were left", available >> 20))
             } else if Instant::now() >= deadline {
                 Err(format!("not started within {:?}", self.terms.time_limit))
             } else {
-                let launch = self.contestant.launch(Run { id: &id, hold: true });
                 launch.and_then(|launch| {
                     self.crowd.start(&launch, inputs).map_err(|failure| failure.to_string())
                 })

@@ -1,7 +1,8 @@
 //! A back end on io_uring: a batch of operations for each system call, performed by the kernel.
 //!
 //! Writes into the host's page cache are made by the queue's thread itself: they are copies, and some file systems, ext4
-//! among them, would have io_uring hand them to a thread of the kernel first.
+//! among them, would have io_uring hand them to a thread of the kernel first. So is a read that comes alone, if it is in the
+//! cache: that takes less than a ring for one.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -25,6 +26,10 @@ pub struct Uring {
     /// Those under way, at the place that the kernel is given as their name.
     under_way: Vec<Option<Operation>>,
     free: Vec<usize>,
+    /// Reads that have not been given to the ring.
+    reads: VecDeque<Operation>,
+    /// The file system can tell whether a read would have to wait.
+    can_try: bool,
     /// Writes to be made by this thread.
     writes: VecDeque<Operation>,
     /// What is done without the ring.
@@ -55,13 +60,64 @@ impl Uring {
         ring.completion().disable_eventfd();
         let depth = usize::from(depth);
         let (under_way, free) = ((0..depth).map(|_| None).collect(), (0..depth).rev().collect());
-        let (writes, done) = (VecDeque::new(), VecDeque::new());
-        Ok(Self { ring, under_way, free, writes, done, file, direct })
+        let (reads, writes, done) = Default::default();
+        Ok(Self { ring, under_way, free, reads, can_try: !direct, writes, done, file, direct })
     }
 
     fn is_idle(&self) -> bool {
         self.free.len() == self.under_way.len()
     }
+
+    /// Puts an operation into the ring, to be submitted.
+    fn hand_over(&mut self, operation: Operation) {
+        let Some(index) = self.free.pop() else {
+            let result = Err(io::Error::from_raw_os_error(libc::EBUSY));
+            return self.done.push_back(Completion { operation, result });
+        };
+        let entry = entry(&operation).user_data(index as u64);
+        // SAFETY: the operation, and with it its list of buffers and their memory, stays where it is until the kernel has
+        // completed it: it is kept below, and in case of need beyond this back end.
+        let full = unsafe { self.ring.submission().push(&entry) }.is_err();
+        if full {
+            self.free.push(index);
+            let result = Err(io::Error::from_raw_os_error(libc::EBUSY));
+            self.done.push_back(Completion { operation, result });
+        } else if let Some(slot) = self.under_way.get_mut(index) {
+            *slot = Some(operation);
+        }
+    }
+
+    /// Performs a read that is alone at once if it can, and gives others to the ring.
+    fn begin_reads(&mut self) {
+        if self.reads.len() == 1
+            && let Some(read) = self.reads.pop_front()
+        {
+            match read_cached(&self.file, &read) {
+                Ok(count) => self.done.push_back(Completion { operation: read, result: Ok(count) }),
+                Err(error) => {
+                    self.can_try = !matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS));
+                    self.hand_over(read);
+                }
+            }
+        }
+        while let Some(read) = self.reads.pop_front() {
+            self.hand_over(read);
+        }
+    }
+}
+
+/// What the host has in its cache of a read, without waiting for the rest.
+///
+/// # Errors
+/// EAGAIN if that is nothing, EOPNOTSUPP if the file system cannot tell.
+fn read_cached(file: &File, read: &Operation) -> io::Result<u64> {
+    let iovecs = read.buffers.iovecs();
+    let offset = libc::off_t::try_from(read.offset).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))?;
+    let (fd, count) = (file.as_raw_fd(), iovecs.len() as libc::c_int);
+    // SAFETY: the descriptor is open; the buffers of an operation are memory that is there as long as it is, and that
+    // no reference of ours leads to.
+    let result = unsafe { libc::preadv2(fd, iovecs.as_ptr(), count, offset, libc::RWF_NOWAIT) };
+    u64::try_from(result).map_err(|_| io::Error::last_os_error())
 }
 
 /// With what makes it faster where the kernel knows that.
@@ -90,28 +146,16 @@ fn entry(operation: &Operation) -> squeue::Entry {
 
 impl Backend for Uring {
     fn push(&mut self, operation: Operation) {
-        if operation.action == Action::Write && !self.direct {
-            return self.writes.push_back(operation);
-        }
-        let Some(index) = self.free.pop() else {
-            let result = Err(io::Error::from_raw_os_error(libc::EBUSY));
-            return self.done.push_back(Completion { operation, result });
-        };
-        let entry = entry(&operation).user_data(index as u64);
-        // SAFETY: the operation, and with it its list of buffers and their memory, stays where it is until the kernel has
-        // completed it: it is kept below, and in case of need beyond this back end.
-        let full = unsafe { self.ring.submission().push(&entry) }.is_err();
-        if full {
-            self.free.push(index);
-            let result = Err(io::Error::from_raw_os_error(libc::EBUSY));
-            self.done.push_back(Completion { operation, result });
-        } else if let Some(slot) = self.under_way.get_mut(index) {
-            *slot = Some(operation);
+        match operation.action {
+            Action::Write if !self.direct => self.writes.push_back(operation),
+            Action::Read if self.can_try => self.reads.push_back(operation),
+            _ => self.hand_over(operation),
         }
     }
 
     fn submit(&mut self) -> io::Result<()> {
         self.ring.completion().disable_eventfd();
+        self.begin_reads();
         while !self.ring.submission().is_empty() {
             match self.ring.submit() {
                 Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
@@ -145,7 +189,10 @@ impl Backend for Uring {
         self.ring.completion().enable_eventfd();
         // The kernel publishes a completion, and after a barrier looks whether it is to write to the event.
         fence(Ordering::SeqCst);
-        !self.done.is_empty() || !self.writes.is_empty() || !self.ring.completion().is_empty()
+        !self.done.is_empty()
+            || !self.writes.is_empty()
+            || !self.reads.is_empty()
+            || !self.ring.completion().is_empty()
     }
 }
 

@@ -7,7 +7,10 @@ mod common;
 mod killed;
 mod measured;
 mod rootless;
+#[path = "../common/session.rs"]
+mod session;
 mod sides;
+mod terminal;
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};

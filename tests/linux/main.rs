@@ -8,6 +8,8 @@ mod common;
 mod disk;
 mod ring3;
 mod ring3_smp;
+#[path = "../common/session.rs"]
+mod session;
 mod terminal;
 
 use std::fs;

@@ -115,6 +115,8 @@ fn confine(plan: &Plan) -> Result {
             _ => return Err(Failure { step: Step::Cgroup, errno: libc::EPIPE }),
         }
     }
+    // SAFETY: plain system call.
+    check(Step::Cgroup, unsafe { libc::unshare(libc::CLONE_NEWCGROUP) })?;
     if plan.filter.is_some() {
         done(Step::Mask, mask_paths())?;
     }

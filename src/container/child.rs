@@ -310,7 +310,7 @@ fn make_nodes(plan: &Plan, host: RawFd) -> Result {
 
 /// Mounts a node of the host's; `name` is relative to the old root as well as to the new one.
 fn mount_node(host: RawFd, name: &CStr) -> Result {
-    // SAFETY: all paths end with NUL. The current directory is the new root's, whichever mount covers that.
+    // SAFETY: all paths end with NUL; descriptors are closed once.
     unsafe {
         let root = open_directory(Step::Nodes, c"/")?;
         let flags = libc::O_CREAT | libc::O_RDONLY | libc::O_NOFOLLOW | libc::O_CLOEXEC;

@@ -237,6 +237,7 @@ fn run_vm(
         Ok(config) => config,
         Err(error) => {
             report(&error);
+            supervisor.failed("vm", error.exit_code(), &error);
             return error.exit_code();
         }
     };
@@ -249,6 +250,7 @@ fn run_vm(
             Err(error) => {
                 report(&error);
                 say(format_args!("tandem: {}", doctor::kvm_remedy()));
+                supervisor.failed("vm", exit_code::SETUP, &error);
                 return exit_code::SETUP;
             }
         };
@@ -259,6 +261,7 @@ fn run_vm(
         Ok(finished) => summary::print(args, &config, &backend, stamps, &finished, supervisor),
         Err(error) => {
             report(&error);
+            supervisor.failed("vm", exit_code::SETUP, &error);
             exit_code::SETUP
         }
     }
@@ -267,4 +270,20 @@ fn run_vm(
 /// Whether the user types into this run.
 fn stdin_is_terminal() -> bool {
     std::io::stdin().is_terminal()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kvm_is_opened_for_virtual_machines_alone() {
+        let is_for_vm = |line: &str| is_for_vm(&line.split(' ').map(OsString::from).collect::<Vec<_>>());
+        assert!(is_for_vm("tandem run") && is_for_vm("tandem run --as vm -- true"));
+        assert!(is_for_vm("tandem run -- sh --as container"));
+        assert!(
+            !is_for_vm("tandem run --time --as container -- true") && !is_for_vm("tandem run --as=container")
+        );
+        assert!(!is_for_vm("tandem doctor") && !is_for_vm("tandem"));
+    }
 }

@@ -9,6 +9,8 @@ mod disk;
 mod hung_disk;
 mod ring3;
 mod ring3_smp;
+#[path = "../common/session.rs"]
+mod session;
 mod terminal;
 
 use std::fs;

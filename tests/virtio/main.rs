@@ -265,6 +265,45 @@ fn a_reset_does_not_wait_for_all_that_was_asked_for() {
     }
 }
 
+#[test]
+fn a_driver_that_keeps_to_what_it_is_told_is_always_heard() {
+    let dir = tempfile::tempdir().expect("a directory");
+    for engine in engines("a_driver_that_keeps_to_what_it_is_told_is_always_heard") {
+        for features in [0, ALL] {
+            let mut disk = Disk::new(open(&image(dir.path(), 1 << 20), engine), features, 8);
+            // The pauses end before, while and after the device stops looking, and while it falls asleep. A notification
+            // that it did not ask for and missed would be waited for in vain.
+            for round in 0..4000u32 {
+                let pause = std::time::Instant::now();
+                while pause.elapsed() < std::time::Duration::from_nanos(u64::from(round * 7919 % 80_000)) {
+                    std::hint::spin_loop();
+                }
+                assert_eq!(disk.read(u64::from(round % 2048), 512).0, 0);
+            }
+        }
+    }
+}
+
+#[test]
+fn what_the_host_has_not_in_its_cache_is_read_as_well() {
+    let dir = tempfile::tempdir().expect("a directory");
+    for engine in engines("what_the_host_has_not_in_its_cache_is_read_as_well") {
+        let options = image(dir.path(), 1 << 20);
+        let data = pattern(1 << 20, 3);
+        fs::write(&options.path, &data).expect("the image");
+        let file = fs::File::open(&options.path).expect("the image");
+        file.sync_all().expect("the image is on the disk");
+        let mut disk = Disk::new(open(&options, engine), ALL, 8);
+        // All of a request is missing, or its end.
+        for start in [0, 128 << 10] {
+            let advice = nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED;
+            nix::fcntl::posix_fadvise(&file, start, 0, advice).expect("advice");
+            let (status, found) = disk.read(0, 512 << 10);
+            assert!(status == 0 && found == data[..512 << 10], "{start}");
+        }
+    }
+}
+
 /// A request of the model test.
 #[derive(Clone, Debug)]
 enum Step {

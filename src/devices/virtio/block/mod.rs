@@ -8,6 +8,7 @@ pub mod disk;
 mod features;
 mod job;
 mod plain;
+mod polling;
 mod request;
 mod shared;
 pub mod storage;

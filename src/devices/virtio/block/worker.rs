@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use virtio_bindings::bindings::virtio_blk::{VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK};
 use virtio_bindings::bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
@@ -15,6 +15,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::job::{Job, Progress, Workshop};
+use super::polling::Polling;
 use super::request::{self, Limits, Request};
 use super::shared::Shared;
 use super::storage::{Action, Backend, Completion, Operation};
@@ -24,6 +25,10 @@ use crate::devices::virtio::{INDIRECT_DESC, Running, Signals, Start};
 
 /// How often who waits for the thread's end looks whether the machine's is overdue.
 const LOOK: Duration = Duration::from_millis(20);
+
+/// Most requests that are taken first after idleness: while the others are performed, the driver wakes up and deals with
+/// their answers.
+const FIRST: usize = 8;
 
 /// A queue that is served.
 pub struct Worker {
@@ -123,6 +128,11 @@ struct Server {
     syncs: VecDeque<(u64, usize, Job, Answer, Operation)>,
     /// Entries of the used ring that the driver has not been told of.
     untold: bool,
+    /// How many requests to take next.
+    most: usize,
+    polling: Polling,
+    /// Since when there has been something to do.
+    awake_since: Instant,
 }
 
 impl Server {
@@ -146,6 +156,9 @@ impl Server {
             turn: None,
             syncs: VecDeque::new(),
             untold: false,
+            most: FIRST,
+            polling: Polling::new(),
+            awake_since: Instant::now(),
             queue,
             memory,
             signals,
@@ -157,17 +170,15 @@ impl Server {
     fn run(mut self, stop: &AtomicBool) {
         let mut broken = false;
         while !stop.load(Ordering::Acquire) {
-            let busy = match self.turn(!broken) {
-                Ok(busy) => busy,
-                Err(error) => {
-                    self.shared.complain_of_driver(&error);
-                    self.signals.ask_for_reset();
-                    // What is under way is still answered.
-                    !std::mem::replace(&mut broken, true)
-                }
+            let step = match self.turn(!broken) {
+                Ok(false) => self.idle(!broken, stop),
+                other => other.map(drop),
             };
-            if !busy {
-                self.wait();
+            if let Err(error) = step {
+                self.shared.complain_of_driver(&error);
+                self.signals.ask_for_reset();
+                // What is under way is still answered.
+                broken = true;
             }
         }
         // What is under way comes to its end; nobody wants to know any more, but what a sync tells is told once.
@@ -188,19 +199,48 @@ impl Server {
             completed += 1;
         }
         self.tell()?;
-        if taken + completed > 0 {
-            return Ok(true);
+        Ok(taken + completed > 0)
+    }
+
+    /// Passes the time until there may be something to do.
+    fn idle(&mut self, take: bool, stop: &AtomicBool) -> Result<(), Broken> {
+        // What is under way takes the storage longer than any look.
+        let at_rest = self.free.len() == self.jobs.len();
+        if !(take && at_rest && self.look(stop)?) {
+            // With all places taken, the next to happen is a completion.
+            let waiting = take && !self.free.is_empty() && self.queue.enable_notification(&*self.memory)?;
+            if !(self.backend.arm() || waiting) {
+                self.wait();
+            }
         }
-        // With all places taken, the next to happen is a completion.
-        let waiting = take && !self.free.is_empty() && self.queue.enable_notification(&*self.memory)?;
-        Ok(self.backend.arm() || waiting)
+        (self.awake_since, self.most) = (Instant::now(), FIRST);
+        Ok(())
+    }
+
+    /// Looks for requests, which the driver does not notify of, for a short while. Returns whether there are any.
+    fn look(&mut self, stop: &AtomicBool) -> Result<bool, Broken> {
+        let start = Instant::now();
+        let Some(span) = self.polling.after(start - self.awake_since) else { return Ok(false) };
+        loop {
+            let found = self.queue.avail_idx(&*self.memory, Ordering::Acquire)?.0 != self.queue.next_avail();
+            let looked = start.elapsed();
+            if found {
+                self.polling.found(looked);
+            } else if looked >= span {
+                self.polling.missed(looked);
+            } else if !stop.load(Ordering::Relaxed) {
+                std::hint::spin_loop();
+                continue;
+            }
+            return Ok(found);
+        }
     }
 
     /// Takes requests as long as there are places for them, and not more than the queue has entries: some are answered at
     /// once, and a driver that adds others meanwhile shall not keep this from the rest. Returns how many.
     fn take(&mut self) -> Result<usize, Broken> {
         let mut taken = 0;
-        let most = usize::from(self.queue.size());
+        let most = std::mem::replace(&mut self.most, self.queue.size().into());
         let memory = self.memory.clone();
         self.queue.disable_notification(&*memory)?;
         while !self.free.is_empty() && taken < most {

@@ -309,3 +309,33 @@ fn what_a_run_leaves_running_is_ended() {
     assert_eq!(pids.lines().count(), 4, "one run and three for memory");
     assert_gone(&pids);
 }
+
+#[test]
+fn runtimes_that_are_found_take_part_and_leave_nothing() {
+    let test = "runtimes_that_are_found_take_part_and_leave_nothing";
+    if !is_root(test) || common::guest(test).is_none() {
+        return;
+    }
+    let dir = dir();
+    let args = ["--contestants", "unshare,bubblewrap,crun,runc,podman", "--runs", "1", "--warmup", "1"];
+    let done = finished(bench(&dir, &[args.as_slice(), &["--", "echo", "hi"]].concat()));
+    let results = results(&dir);
+    let mut label = None;
+    for contestant in &results.contestants {
+        if let Some(reason) = &contestant.skipped {
+            skip(&format!("{test} ({})", contestant.name), reason);
+            continue;
+        }
+        let run = results.counted(&contestant.name).next().unwrap_or_else(|| panic!("{}", done.text()));
+        assert!(run.output_bytes == 3 && run.milestones.contains_key("first_output"), "{run:?}");
+        let words = contestant.command_line.split(['/', ' ']);
+        label = label.or(words.into_iter().find(|word| word.starts_with("tandem-")).map(str::to_owned));
+    }
+    // Only some of them have state.
+    let Some(label) = label else { return };
+    let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mounts");
+    assert!(!mounts.contains(&label), "{mounts}");
+    let groups = Command::new("find").args(["/sys/fs/cgroup", "-name", &format!("{label}*")]).output();
+    assert_eq!(String::from_utf8_lossy(&groups.expect("find").stdout), "");
+    assert!(!Path::new("/var/lib/tandem").join(&label).exists());
+}

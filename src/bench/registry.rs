@@ -154,7 +154,7 @@ pub enum SelectionError {
 #[derive(Clone, Copy)]
 pub struct Selected {
     pub entry: Entry,
-    /// Its absence is a failure: it was named, or always takes part.
+    /// Its absence is a failure: it was named, or is one that always takes part.
     pub wanted: bool,
 }
 
@@ -173,7 +173,9 @@ pub fn select(
             Usual::IfFound(program) => programs.iter().any(|found| found.name == program),
             Usual::Never => false,
         });
-        return Ok(usual.map(|entry| Selected { entry: *entry, wanted: true }).collect());
+        // A client whose daemon does not run is found as well.
+        let wanted = |entry: &Entry| entry.usual == Usual::Always;
+        return Ok(usual.map(|entry| Selected { entry: *entry, wanted: wanted(entry) }).collect());
     };
     let (mut selected, mut seen) = (Vec::<Selected>::new(), BTreeSet::new());
     for name in names.split(',').map(str::trim).filter(|name| !name.is_empty()) {
@@ -213,6 +215,11 @@ mod tests {
         let selected = |programs: &[Program]| names(&select(None, &all(), programs).unwrap());
         assert_eq!(selected(&[]), ["process", "namespaces", "vm"]);
         assert_eq!(selected(&[runc()]), ["process", "namespaces", "vm", "runc"]);
+        let usual = select(None, &all(), &[runc()]).unwrap();
+        assert_eq!(
+            usual.iter().map(|selected| selected.wanted).collect::<Vec<_>>(),
+            [true, true, true, false]
+        );
     }
 
     #[test]

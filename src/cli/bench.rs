@@ -180,7 +180,10 @@ fn bench(args: &BenchArgs) -> Result<u8, BenchError> {
     let contestants: Vec<Box<dyn Contestant>> =
         selected.iter().map(|Selected { entry, .. }| (entry.factory)(entry.name, &context)).collect();
     let mut progress = Progress::new(args.exports.results_file(&paths));
-    let results = runner::run(contestants, &plan, Some(&mut signals), &mut progress);
+    let mut results = runner::run(contestants, &plan, Some(&mut signals), &mut progress);
+    if args.baseline.is_none() {
+        choose_baseline(&mut results);
+    }
     progress.finish();
     context.site.remove();
     let summary = Summary::of(&results);
@@ -208,6 +211,16 @@ fn baseline(wanted: Option<&str>, selected: &[Selected]) -> Result<String, Bench
         None => names.clone().find(|name| *name == "process").or_else(|| names.next()).unwrap_or_default(),
     };
     Ok(found.into())
+}
+
+/// Takes the first that took part as the baseline, if the usual one could not.
+fn choose_baseline(results: &mut Results) {
+    let takes_part = |name: &str| results.counted(name).next().is_some();
+    if !takes_part(&results.settings.baseline)
+        && let Some(other) = results.contestants.iter().map(|info| &info.name).find(|name| takes_part(name))
+    {
+        results.settings.baseline = other.clone();
+    }
 }
 
 fn settings(args: &BenchArgs, workload: &Workload, baseline: String) -> Settings {

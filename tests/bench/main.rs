@@ -192,6 +192,31 @@ fn without_kvm_the_rest_goes_on() {
     assert!(reason.starts_with("/dev/kvm cannot be used"), "{reason}");
 }
 
+#[test]
+fn ratios_are_taken_to_one_that_takes_part() {
+    let test = "ratios_are_taken_to_one_that_takes_part";
+    if !is_root(test) || common::guest(test).is_none() {
+        return;
+    }
+    let dir = dir();
+    // The bare process has no /proc in its root.
+    let args = [
+        "--contestants",
+        "process,namespaces",
+        "--runs",
+        "2",
+        "--warmup",
+        "1",
+        "--",
+        "cat",
+        "/proc/self/stat",
+    ];
+    let done = finished(bench(&dir, &args));
+    assert_eq!(done.code, Some(1), "{}", done.stderr);
+    assert_eq!(results(&dir).settings.baseline, "namespaces");
+    assert!(done.text().contains("1 (baseline)"), "{}", done.text());
+}
+
 /// A bench whose runs write their process ids to a file and then sleep.
 fn sleeping(dir: &TempDir) -> (Child, String) {
     let pids = dir.path().join("pids");

@@ -5,17 +5,20 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod null;
 mod ring;
 mod vhost;
 
 use std::error::Error;
-use std::fs::{self, File};
+use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
 use tandem::devices::bus::BusDevice;
 use tandem::devices::virtio::block::Block;
 use tandem::devices::virtio::block::disk::{Disk, DiskOptions, Engine};
@@ -47,6 +50,45 @@ struct Args {
     direct: bool,
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Where the driver and the device run
+    #[arg(long, value_enum, default_value_t)]
+    placement: Placement,
+    /// Only loads whose name contains this, as in "read 4 KiB, depth 1"
+    #[arg(long, default_value = "")]
+    load: String,
+    /// Only contestants whose name contains this, the first QEMU besides
+    #[arg(long, default_value = "")]
+    contestant: String,
+}
+
+/// Which processors the driver and the device may use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, clap::ValueEnum)]
+enum Placement {
+    /// As the scheduler likes
+    #[default]
+    Free,
+    /// The driver has the first processor, the device the others
+    Apart,
+    /// All on the first processor
+    Together,
+}
+
+impl Placement {
+    /// Lets this thread, and those it begins, run where this half belongs.
+    fn enter(self, driver: bool) -> Result<()> {
+        let mut set = CpuSet::new();
+        for cpu in 0..std::thread::available_parallelism()?.get().max(2) {
+            let first = cpu == 0;
+            if match self {
+                Self::Free => true,
+                Self::Apart => first == driver,
+                Self::Together => first,
+            } {
+                set.set(cpu)?;
+            }
+        }
+        Ok(sched_setaffinity(Pid::from_raw(0), &set)?)
+    }
 }
 
 /// What a measurement found.
@@ -61,7 +103,17 @@ struct Sample {
 enum Contestant {
     File,
     Tandem(Engine),
-    Qemu(&'static str),
+    /// Tandem's device on storage that does nothing.
+    Null,
+    /// With this aio, and perhaps in an iothread, which polls.
+    Qemu(&'static str, bool),
+}
+
+impl Load {
+    fn name(&self) -> String {
+        let kind = if self.write { "write" } else { "read" };
+        format!("{kind} {} KiB, depth {}", self.bytes >> 10, self.depth)
+    }
 }
 
 impl Contestant {
@@ -69,17 +121,17 @@ impl Contestant {
         match self {
             Self::File => "file, depth 1".into(),
             Self::Tandem(engine) => format!("tandem, {}", engine.name()),
-            Self::Qemu(aio) => format!("QEMU, aio={aio}"),
+            Self::Null => "tandem, no storage".into(),
+            Self::Qemu(aio, false) => format!("QEMU, aio={aio}"),
+            Self::Qemu(aio, true) => format!("QEMU, aio={aio}, iothread"),
         }
     }
 }
 
-/// User and system time of a process, in ticks of 10 ms.
+/// Processor time of a process, all its threads.
 fn process_cpu(pid: u32) -> Result<Duration> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let fields: Vec<_> = stat.rsplit_once(')').ok_or("no stat")?.1.split_whitespace().collect();
-    let ticks: u64 = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
-    Ok(Duration::from_millis(ticks * 10))
+    let clock = nix::time::ClockId::pid_cpu_clock_id(Pid::from_raw(pid.try_into()?))?;
+    Ok(nix::time::clock_gettime(clock)?.into())
 }
 
 /// Processor time of this process without this thread.
@@ -99,9 +151,9 @@ fn write(transport: &Transport, offset: u64, value: u32) {
 }
 
 /// A device with a driver that is ready, and how to be told of completions.
-fn tandem(disk: &Disk, memory: &GuestMemoryMmap) -> Result<(Transport, EventFd)> {
+fn tandem(block: Block, memory: &GuestMemoryMmap) -> Result<(Transport, EventFd)> {
     let call = EventFd::new(0)?;
-    let block = Box::new(Block::new(disk, 0, memory.clone()));
+    let block = Box::new(block);
     let transport = Transport::new(block, State::default(), memory.clone(), Box::new(call.try_clone()?))?;
     let features = [(0, 3 << 28), (1, 1)];
     write(&transport, 0x70, 3);
@@ -121,7 +173,8 @@ fn tandem(disk: &Disk, memory: &GuestMemoryMmap) -> Result<(Transport, EventFd)>
 }
 
 fn measure(contestant: Contestant, load: &Load, args: &Args, image: &Path, seed: u64) -> Result<Sample> {
-    let shared = TempFile::new_in(&args.dir)?.into_file();
+    // No file system has to keep track of what is written to it.
+    let shared = TempFile::new_in(Path::new("/dev/shm"))?.into_file();
     let memory = ring::memory(&shared)?;
     let start = Instant::now();
     let limit = Duration::from_millis(args.time);
@@ -142,18 +195,28 @@ fn measure(contestant: Contestant, load: &Load, args: &Args, image: &Path, seed:
                 Duration::from(nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID)?);
             Ok(sample(done, start.elapsed(), after - before))
         }
-        Contestant::Tandem(engine) => {
+        Contestant::Tandem(_) | Contestant::Null => {
+            let engine = if let Contestant::Tandem(engine) = contestant { engine } else { Engine::Plain };
             let disk = Disk::open(&DiskOptions { direct: args.direct, ..DiskOptions::new(image) }, engine)?;
-            let (transport, call) = tandem(&disk, &memory)?;
+            let block = match contestant {
+                Contestant::Null => null::device(&disk, &memory),
+                _ => Block::new(&disk, 0, memory.clone()),
+            };
+            args.placement.enter(false)?;
+            let (transport, call) = tandem(block, &memory)?;
+            args.placement.enter(true)?;
             let (start, cpu) = (Instant::now(), others_cpu());
             let enough = |done: u64| done.is_multiple_of(16) && start.elapsed() >= limit;
             let done = queue.run(load, &|| write(&transport, 0x50, 0), &call, &enough)?;
             Ok(sample(done, start.elapsed(), others_cpu() - cpu))
         }
-        Contestant::Qemu(aio) => {
+        Contestant::Qemu(aio, iothread) => {
             let direct = if args.direct { "on" } else { "off" };
             let options = format!("aio={aio},cache.direct={direct}");
-            let daemon = vhost::Daemon::start(image, &options, &memory, shared.as_raw_fd(), &args.dir)?;
+            args.placement.enter(false)?;
+            let daemon =
+                vhost::Daemon::start(image, &options, iothread, &memory, shared.as_raw_fd(), &args.dir)?;
+            args.placement.enter(true)?;
             let (start, cpu) = (Instant::now(), daemon.cpu()?);
             let enough = |done: u64| done.is_multiple_of(16) && start.elapsed() >= limit;
             let kick = || drop(daemon.kick.write(1));
@@ -176,13 +239,23 @@ fn main() -> Result<()> {
     let span = args.size << 20;
     ring::fill(&image, span)?;
     let aio = if args.direct { "native" } else { "io_uring" };
-    let mut contestants =
-        vec![Contestant::File, Contestant::Tandem(Engine::Uring), Contestant::Tandem(Engine::Plain)];
+    let mut contestants = vec![
+        Contestant::File,
+        Contestant::Null,
+        Contestant::Tandem(Engine::Uring),
+        Contestant::Tandem(Engine::Plain),
+    ];
     if std::process::Command::new("qemu-storage-daemon").arg("--version").output().is_ok() {
-        contestants.extend([Contestant::Qemu(aio), Contestant::Qemu("threads")]);
+        contestants.extend([
+            Contestant::Qemu(aio, false),
+            Contestant::Qemu(aio, true),
+            Contestant::Qemu("threads", false),
+        ]);
     } else {
         println!("no qemu-storage-daemon to compare with: apt-get install qemu-utils");
     }
+    let reference = Contestant::Qemu(aio, false);
+    contestants.retain(|c| *c == reference || c.name().contains(&args.contestant));
     let mut loads = Vec::new();
     for (write, bytes, depth) in [false, true]
         .into_iter()
@@ -191,6 +264,7 @@ fn main() -> Result<()> {
     {
         loads.push(Load { write, bytes, depth, span });
     }
+    loads.retain(|load| load.name().contains(&args.load));
     let mut random = args.seed;
     let mut results = vec![vec![Vec::new(); contestants.len()]; loads.len()];
     for _ in 0..args.rounds {
@@ -206,17 +280,17 @@ fn main() -> Result<()> {
         }
     }
     println!(
-        "{} MiB in {}, {}, {} rounds of {} ms; median (quartiles) of IOPS, CPU us per request; ratio of IOPS to the first QEMU, by round",
+        "{} MiB in {}, {}, driver and device {:?}, {} rounds of {} ms; median (quartiles) of IOPS, CPU us per request; ratio of IOPS to the first QEMU, by round",
         args.size,
         args.dir.display(),
         if args.direct { "past the page cache" } else { "in the page cache" },
+        args.placement,
         args.rounds,
         args.time
     );
     for (load, results) in loads.iter().zip(&results) {
-        let kind = if load.write { "write" } else { "read" };
-        println!("\n{kind} {} KiB, depth {}", load.bytes >> 10, load.depth);
-        let reference = contestants.iter().position(|c| matches!(c, Contestant::Qemu(_)));
+        println!("\n{}", load.name());
+        let reference = contestants.iter().position(|c| *c == reference);
         for (contestant, samples) in contestants.iter().zip(results) {
             let [low, median, high] = quartiles(samples.iter().map(|s| s.iops).collect());
             let [_, cpu, _] = quartiles(samples.iter().map(|s| s.cpu).collect());
@@ -226,7 +300,7 @@ fn main() -> Result<()> {
                 format!("{median:.2} ({low:.2} to {high:.2})")
             });
             println!(
-                "  {:<22} {median:>9.0} ({low:.0} to {high:.0})  {cpu:>7.1} us  {}",
+                "  {:<26} {median:>9.0} ({low:.0} to {high:.0})  {cpu:>7.1} us  {}",
                 contestant.name(),
                 ratio.unwrap_or_default()
             );

@@ -41,10 +41,12 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts the daemon on an image. `options` are those of its file node.
+    /// Starts the daemon on an image. `options` are those of its file node. With `iothread` the device has one, as a
+    /// virtual machine may have; it polls for a while before it sleeps.
     pub fn start(
         image: &Path,
         options: &str,
+        iothread: bool,
         memory: &GuestMemoryMmap,
         file: RawFd,
         dir: &Path,
@@ -53,10 +55,12 @@ impl Daemon {
         let _ = std::fs::remove_file(&socket);
         let node = format!("driver=file,filename={},node-name=file,{options}", image.display());
         let export = format!(
-            "type=vhost-user-blk,id=export,node-name=raw,writable=on,addr.type=unix,addr.path={}",
-            socket.display()
+            "type=vhost-user-blk,id=export,node-name=raw,writable=on,addr.type=unix,addr.path={}{}",
+            socket.display(),
+            if iothread { ",iothread=thread" } else { "" }
         );
         let child = Command::new("qemu-storage-daemon")
+            .args(["--object", "iothread,id=thread"].iter().take(if iothread { 2 } else { 0 }))
             .args(["--blockdev", &node, "--blockdev", "driver=raw,file=file,node-name=raw"])
             .args(["--export", &export])
             .stdin(Stdio::null())

@@ -1,5 +1,5 @@
 //! Measures `tandem run --as container` against the floor of containers: from just before the process is created to the
-//! moment it has been waited for. Called by `scripts/bench-launcher`, which builds what is measured.
+//! moment it has been waited for, and processor time, which other programs on the host disturb less. Called by `scripts/bench-launcher`, which builds what is measured.
 //!
 //! The contestants run in a random order within each round. A second copy of the floor is among them: what separates it
 //! from the first is noise. A ratio is that of one round to the floor's in the same round.
@@ -83,8 +83,16 @@ fn wait_readable(fd: BorrowedFd) -> Result<()> {
     }
 }
 
-/// Milliseconds from the creation to the end of one run.
-fn measure(contestant: &Contestant) -> Result<f64> {
+/// One run, in milliseconds.
+#[derive(Clone, Copy)]
+struct Sample {
+    /// From just before the process was created until it had been waited for.
+    time: f64,
+    /// Processor time, user and system, of the process and all that it has waited for.
+    cpu: f64,
+}
+
+fn measure(contestant: &Contestant) -> Result<Sample> {
     let (program, arguments) = contestant.command.split_first().ok_or("an empty command")?;
     let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null());
@@ -94,17 +102,24 @@ fn measure(contestant: &Contestant) -> Result<f64> {
     if ended.is_err() {
         child.kill()?;
     }
-    let status = child.wait()?;
+    let mut status = 0;
+    // SAFETY: all zeros are a valid rusage; both are valid for writes. Nobody else waits for the process.
+    let usage = unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        libc::wait4(child.id().cast_signed(), &mut status, 0, &mut usage);
+        usage
+    };
     let time = start.elapsed();
     ended.map_err(|error| format!("{}: {error}", contestant.name))?;
-    if !status.success() {
-        return Err(format!("{}: {status}", contestant.name).into());
+    if status != 0 {
+        return Err(format!("{}: wait status {status:#x}", contestant.name).into());
     }
-    Ok(time.as_secs_f64() * 1e3)
+    let ms = |time: libc::timeval| time.tv_sec as f64 * 1e3 + time.tv_usec as f64 / 1e3;
+    Ok(Sample { time: time.as_secs_f64() * 1e3, cpu: ms(usage.ru_utime) + ms(usage.ru_stime) })
 }
 
-/// Rounds of times, one per contestant in their fixed order.
-fn run_rounds(args: &Args, contestants: &[Contestant]) -> Result<Vec<Vec<f64>>> {
+/// Rounds of samples, one per contestant in their fixed order.
+fn run_rounds(args: &Args, contestants: &[Contestant]) -> Result<Vec<Vec<Sample>>> {
     let mut random = Random(args.seed);
     let mut rounds = Vec::new();
     for round in 0..args.warm_up + args.runs {
@@ -112,14 +127,14 @@ fn run_rounds(args: &Args, contestants: &[Contestant]) -> Result<Vec<Vec<f64>>> 
         for i in (1..order.len()).rev() {
             order.swap(i, random.below(i + 1));
         }
-        let mut times = vec![f64::NAN; contestants.len()];
+        let mut samples = vec![Sample { time: f64::NAN, cpu: f64::NAN }; contestants.len()];
         for i in order {
-            times[i] = measure(&contestants[i])?;
+            samples[i] = measure(&contestants[i])?;
             // The kernel takes namespaces down later, in a thread of its own.
             std::thread::sleep(Duration::from_millis(20));
         }
         if round >= args.warm_up {
-            rounds.push(times);
+            rounds.push(samples);
         }
     }
     Ok(rounds)
@@ -177,16 +192,24 @@ fn main() -> Result<()> {
     println!("{}", environment());
     let rounds = run_rounds(&args, &contestants)?;
     println!("{} rounds, seed {}; {}\n", rounds.len(), args.seed, contestants[2].command.join(" "));
-    println!("{:<16} {:>34} {:>28}", "", "spawned to reaped, ms (quartiles)", "ratio to floor (quartiles)");
-    for (i, contestant) in contestants.iter().enumerate() {
-        let [low, median, high] = quartiles(rounds.iter().map(|round| round[i]).collect());
-        let times = format!("{median:.3} ({low:.3} to {high:.3})");
-        let [low, median, high] = quartiles(rounds.iter().map(|round| round[i] / round[0]).collect());
-        println!(
-            "{:<16} {times:>34} {:>28}",
-            contestant.name,
-            format!("{median:.3} ({low:.3} to {high:.3})")
-        );
+    let kinds = [
+        ("spawned to reaped, ms (quartiles)", (|s| s.time) as fn(&Sample) -> f64),
+        ("processor time, ms (quartiles)", |s| s.cpu),
+    ];
+    for (title, value) in kinds {
+        println!("{:<16} {title:>34} {:>28}", "", "ratio to floor (quartiles)");
+        for (i, contestant) in contestants.iter().enumerate() {
+            let [low, median, high] = quartiles(rounds.iter().map(|round| value(&round[i])).collect());
+            let values = format!("{median:.3} ({low:.3} to {high:.3})");
+            let ratios = rounds.iter().map(|round| value(&round[i]) / value(&round[0])).collect();
+            let [low, median, high] = quartiles(ratios);
+            println!(
+                "{:<16} {values:>34} {:>28}",
+                contestant.name,
+                format!("{median:.3} ({low:.3} to {high:.3})")
+            );
+        }
+        println!();
     }
     Ok(())
 }

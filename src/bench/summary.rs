@@ -108,7 +108,10 @@ impl Summary {
     /// Adds what the figures themselves give reason to say.
     fn warn(&mut self, results: &Results) {
         if results.interrupted {
-            self.warnings.push("the bench was ended before all rounds were done".into());
+            let counted = results.samples.iter().filter(|sample| !sample.warmup);
+            let round = counted.map(|sample| sample.round.saturating_add(1)).max().unwrap_or(0);
+            let runs = results.settings.runs;
+            self.warnings.push(format!("the bench was ended early: {round} of {runs} rounds were begun"));
         }
         if self.headline.is_some() && self.row(&self.baseline).is_none_or(|row| row.headline.is_none()) {
             let baseline = &self.baseline;
@@ -252,7 +255,7 @@ mod tests {
 
     #[test]
     fn a_summary_says_what_the_samples_say() {
-        let summary = Summary::of(&fixture::results());
+        let summary = fixture::summary();
         assert_eq!(summary.headline, Some("first_output"));
         let vm = summary.row("vm").unwrap();
         let interval = vm.headline.unwrap().interval.unwrap();
@@ -268,7 +271,7 @@ mod tests {
 
     #[test]
     fn what_failed_counts_for_nothing_but_is_told() {
-        let summary = Summary::of(&fixture::results());
+        let summary = fixture::summary();
         let podman = summary.row("podman").unwrap();
         assert_eq!((podman.succeeded, podman.failed), (27, 3));
         assert_eq!(podman.first_failure.as_deref(), Some("did not end within 10 s"));
@@ -310,7 +313,7 @@ mod tests {
 
     #[test]
     fn outliers_are_told_with_what_to_do() {
-        let warnings = Summary::of(&fixture::results()).warnings.join("\n");
+        let warnings = fixture::summary().warnings.join("\n");
         assert!(warnings.contains("runs far from the median: process ("), "{warnings}");
         let mut results = fixture::results();
         let first =
@@ -318,6 +321,17 @@ mod tests {
         first.milestones.insert("first_output".into(), 1_000_000_000);
         let warnings = Summary::of(&results).warnings.join("\n");
         assert!(warnings.contains("longer than the others: ") && warnings.contains("--warmup"), "{warnings}");
+    }
+
+    #[test]
+    fn an_early_end_is_told() {
+        let mut results = fixture::results();
+        results.interrupted = true;
+        results.samples.retain(|sample| sample.warmup || sample.round < 4);
+        let summary = Summary::of(&results);
+        assert!(summary.warnings.iter().any(|warning| warning.ends_with("4 of 30 rounds were begun")));
+        let vm = summary.row("vm").unwrap();
+        assert_eq!((vm.headline.unwrap().interval, vm.verdict), (None, Some(Verdict::TooFewSamples)));
     }
 
     #[test]

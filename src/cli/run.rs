@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 
 use self::disk::DiskArg;
@@ -52,7 +53,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
     /// Disk image or block device, raw, as the guest's next disk (/dev/vda, /dev/vdb, ...); repeatable
-    #[arg(long, value_name = "PATH[,readonly][,direct][,serial=NAME][,queues=N]")]
+    #[arg(long, value_name = "PATH[,readonly][,direct][,serial=NAME][,queues=N][,format=raw]", value_parser = disk_parser())]
     disk: Vec<DiskArg>,
     /// Boot from the first disk: its ext4, squashfs or erofs is the guest's root file system
     #[arg(long, requires = "disk", conflicts_with_all = ["root", "initrd"])]
@@ -160,6 +161,11 @@ enum ConsoleChoice {
     None,
 }
 
+/// The parser of `--disk`.
+fn disk_parser() -> impl TypedValueParser<Value = DiskArg> {
+    OsStringValueParser::new().try_map(|value| disk::parse(&value))
+}
+
 /// Which KVM this host has, found out when asked.
 type Backend = LazyCell<KvmBackend>;
 
@@ -231,6 +237,7 @@ fn run_vm(
         Ok(config) => config,
         Err(error) => {
             report(&error);
+            supervisor.failed("vm", error.exit_code(), &error);
             return error.exit_code();
         }
     };
@@ -243,6 +250,7 @@ fn run_vm(
             Err(error) => {
                 report(&error);
                 say(format_args!("tandem: {}", doctor::kvm_remedy()));
+                supervisor.failed("vm", exit_code::SETUP, &error);
                 return exit_code::SETUP;
             }
         };
@@ -253,6 +261,7 @@ fn run_vm(
         Ok(finished) => summary::print(args, &config, &backend, stamps, &finished, supervisor),
         Err(error) => {
             report(&error);
+            supervisor.failed("vm", exit_code::SETUP, &error);
             exit_code::SETUP
         }
     }
@@ -261,4 +270,20 @@ fn run_vm(
 /// Whether the user types into this run.
 fn stdin_is_terminal() -> bool {
     std::io::stdin().is_terminal()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kvm_is_opened_for_virtual_machines_alone() {
+        let is_for_vm = |line: &str| is_for_vm(&line.split(' ').map(OsString::from).collect::<Vec<_>>());
+        assert!(is_for_vm("tandem run") && is_for_vm("tandem run --as vm -- true"));
+        assert!(is_for_vm("tandem run -- sh --as container"));
+        assert!(
+            !is_for_vm("tandem run --time --as container -- true") && !is_for_vm("tandem run --as=container")
+        );
+        assert!(!is_for_vm("tandem doctor") && !is_for_vm("tandem"));
+    }
 }

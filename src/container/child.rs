@@ -115,6 +115,8 @@ fn confine(plan: &Plan) -> Result {
             _ => return Err(Failure { step: Step::Cgroup, errno: libc::EPIPE }),
         }
     }
+    // SAFETY: plain system call.
+    check(Step::Cgroup, unsafe { libc::unshare(libc::CLONE_NEWCGROUP) })?;
     if plan.filter.is_some() {
         done(Step::Mask, mask_paths())?;
     }
@@ -308,7 +310,7 @@ fn make_nodes(plan: &Plan, host: RawFd) -> Result {
 
 /// Mounts a node of the host's; `name` is relative to the old root as well as to the new one.
 fn mount_node(host: RawFd, name: &CStr) -> Result {
-    // SAFETY: all paths end with NUL. The current directory is the new root's, whichever mount covers that.
+    // SAFETY: all paths end with NUL; descriptors are closed once.
     unsafe {
         let root = open_directory(Step::Nodes, c"/")?;
         let flags = libc::O_CREAT | libc::O_RDONLY | libc::O_NOFOLLOW | libc::O_CLOEXEC;

@@ -81,22 +81,11 @@ pub fn run(config: &Config, stamps: &Stamps, supervisor: &Supervisor) -> Result<
     let (reports, report) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).map_err(no("pipe"))?;
     let terminal = Kept::of_stdin();
     let group = make_group(config)?;
-    let (go_read, go) = match group.as_ref().is_some_and(Group::has_v1) {
-        true => nix::unistd::pipe2(OFlag::O_CLOEXEC)
-            .map(|(read, write)| (Some(read), Some(write)))
-            .map_err(no("pipe"))?,
-        false => (None, None),
-    };
-    let step = |(step, error): (Step, io::Error)| {
-        StepError::new(step, config.rootless, error.raw_os_error().unwrap_or(0))
-    };
-    let plan = Plan::new(config, &report, supervisor.hold_fd(), go_read.as_ref()).map_err(step)?;
-    stamps.stamp(Milestone::Ready);
-    let (pid, pidfd) = start(&plan, config.rootless, group.as_ref().and_then(Group::clone_into))
-        .map_err(|errno| StepError::new(Step::Clone, config.rootless, errno))?;
-    drop((plan, report, go_read));
+    let child = create(config, &report, supervisor, stamps, group.as_ref(), true)?;
+    drop(report);
+    let joined = join(&child, group.as_ref());
+    let Created { pid, pidfd, .. } = child;
     let mut run = Run { pid, pidfd, reports, signals, stamps, supervisor, records: Records::default() };
-    let joined = join(pid, group.as_ref(), go);
     if joined.is_err() {
         run.signal(libc::SIGKILL);
     }
@@ -110,8 +99,10 @@ pub fn run(config: &Config, stamps: &Stamps, supervisor: &Supervisor) -> Result<
     // Its own failures are told as warnings: the workload's status is worth more.
     drop(group);
     stamps.stamp(Milestone::Clean);
+    // A child that has failed before it could be moved says more.
+    let finished = finished?;
     joined?;
-    Ok(Finished { usage, ..finished? })
+    Ok(Finished { usage, ..finished })
 }
 
 /// The container's cgroup, if it is to have one.
@@ -125,10 +116,54 @@ fn make_group(config: &Config) -> Result<Option<Group>, LaunchError> {
     Ok(Some(group))
 }
 
-/// Puts the init into those groups in which it cannot be born, and lets it go on.
-fn join(pid: libc::pid_t, group: Option<&Group>, go: Option<OwnedFd>) -> Result<(), LaunchError> {
-    let (Some(group), Some(go)) = (group, go) else { return Ok(()) };
-    group.add_to_v1(pid)?;
+/// The child.
+struct Created {
+    pid: libc::pid_t,
+    pidfd: OwnedFd,
+    /// Whether it was born in its v2 group.
+    born_in_group: bool,
+    /// It waits for a byte from here, once it has been moved into its other groups.
+    go: Option<OwnedFd>,
+}
+
+/// Prepares everything and creates the child; in its v2 group, if it has one and `born_in_group`.
+fn create(
+    config: &Config,
+    report: &OwnedFd,
+    supervisor: &Supervisor,
+    stamps: &Stamps,
+    group: Option<&Group>,
+    born_in_group: bool,
+) -> Result<Created, LaunchError> {
+    let waits = group
+        .is_some_and(|group| if born_in_group { group.has_v1() } else { group.directories().count() > 0 });
+    let pipe = waits.then(|| nix::unistd::pipe2(OFlag::O_CLOEXEC)).transpose().map_err(no("pipe"))?;
+    let (go_read, go) = pipe.unzip();
+    let failed = |step, errno| StepError::new(step, config.rootless, errno);
+    let plan = Plan::new(config, report, supervisor.hold_fd(), go_read.as_ref())
+        .map_err(|(step, error)| failed(step, error.raw_os_error().unwrap_or(0)))?;
+    let cgroup = group.and_then(Group::clone_into).filter(|_| born_in_group);
+    stamps.stamp(Milestone::Ready);
+    match start(&plan, config.rootless, cgroup) {
+        Ok((pid, pidfd)) => Ok(Created { pid, pidfd, born_in_group, go }),
+        // Before Linux 5.7, or where the group takes no processes of ours this way: it may be moved there.
+        Err(libc::EINVAL | libc::E2BIG | libc::EACCES | libc::EBUSY | libc::EOPNOTSUPP)
+            if cgroup.is_some() =>
+        {
+            create(config, report, supervisor, stamps, group, false)
+        }
+        Err(errno) => Err(failed(Step::Clone, errno).into()),
+    }
+}
+
+/// Puts the child into those groups in which it was not born, and lets it go on.
+fn join(child: &Created, group: Option<&Group>) -> Result<(), LaunchError> {
+    let (Some(group), Some(go)) = (group, &child.go) else { return Ok(()) };
+    if child.born_in_group {
+        group.add_to_v1(child.pid)?;
+    } else {
+        group.add(child.pid)?;
+    }
     // A child that has failed meanwhile has told why.
     let _ = nix::unistd::write(go, b"g");
     Ok(())
@@ -136,12 +171,9 @@ fn join(pid: libc::pid_t, group: Option<&Group>, go: Option<OwnedFd>) -> Result<
 
 /// Creates the child; its number and a descriptor of it, or an errno.
 fn start(plan: &Plan, rootless: bool, cgroup: Option<BorrowedFd>) -> Result<(libc::pid_t, OwnedFd), i32> {
-    let mut namespaces = libc::CLONE_NEWPID
-        | libc::CLONE_NEWNS
-        | libc::CLONE_NEWNET
-        | libc::CLONE_NEWIPC
-        | libc::CLONE_NEWUTS
-        | libc::CLONE_NEWCGROUP;
+    // The child makes its cgroup namespace itself, once it is in its groups, which then are the roots in there.
+    let mut namespaces =
+        libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
     if rootless {
         namespaces |= libc::CLONE_NEWUSER;
     }

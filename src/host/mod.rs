@@ -4,6 +4,7 @@ pub mod cgroup;
 pub mod cpu;
 pub mod errors;
 pub mod kvm_backend;
+pub mod limits;
 pub mod memory;
 pub mod mountinfo;
 pub mod paths;

@@ -14,9 +14,13 @@ use crate::arch::x86_64::memory_map::{MemoryMap, MemoryMapError};
 use crate::arch::x86_64::protocol::BootProtocol;
 use crate::arch::x86_64::tables::check_command_line;
 use crate::devices::virtio::block::disk::{Disk, DiskError, DiskOptions, Engine};
+use crate::host::limits;
 use crate::host::paths::{RING3, STANDARD};
 use crate::ring3::abi;
 use crate::workload::initramfs::Initramfs;
+
+/// Descriptors of a machine without disks: less than that.
+const DESCRIPTORS: u64 = 48;
 
 /// The configuration cannot work.
 #[derive(Debug, Error)]
@@ -45,6 +49,12 @@ pub enum ConfigError {
     /// More disks than interrupts for them.
     #[error("{0} disks: a machine has interrupts for {max}; use fewer --disk", max = VIRTIO_GSIS.len())]
     Disks(usize),
+    /// More queues than descriptors for them.
+    #[error(
+        "a machine with {disks} disks of {queues} queues in all takes {needed} descriptors, and this process may have {allowed}: \
+         raise the hard limit (ulimit -Hn {needed}), or use fewer disks or queues"
+    )]
+    Descriptors { disks: usize, queues: u64, needed: u64, allowed: u64 },
     /// The command line's length.
     #[error(transparent)]
     CommandLine(#[from] TablesError),
@@ -114,6 +124,8 @@ pub struct Request {
     pub disks: Vec<DiskOptions>,
     /// How operations on them are performed where the host lets it.
     pub disk_engine: Engine,
+    /// They are only looked at: others may use them.
+    pub look_at_disks: bool,
     /// See [`MachineConfig::kernel_notifications`].
     pub kernel_notifications: bool,
     /// Time limit.
@@ -151,7 +163,7 @@ pub struct MachineConfig {
     /// The initramfs and where it goes.
     pub initramfs: Option<(Initramfs, boot_info::Initramfs)>,
     pub console: Console,
-    /// The disks, open and locked.
+    /// The disks, open, and locked if they are to be used.
     pub disks: Vec<Disk>,
     /// KVM turns notifications of disks into events by itself (KVM_IOEVENTFD), instead of an exit for each.
     pub kernel_notifications: bool,
@@ -208,6 +220,22 @@ impl MachineConfig {
     }
 }
 
+/// Sees to it that the disks do not want for descriptors when the guest has started.
+fn allow_descriptors(request: &Request) -> Result<(), ConfigError> {
+    let disks = request.disks.len();
+    if disks == 0 {
+        return Ok(());
+    }
+    // A disk has its file, its lock and its interrupt; a queue its notifications and its ring.
+    let queues: u64 = request.disks.iter().map(|disk| u64::from(disk.queues)).sum();
+    let needed = DESCRIPTORS + u64::from(request.cpus) + 4 * disks as u64 + 2 * queues;
+    match limits::allow_descriptors(needed) {
+        Ok(allowed) if allowed < needed => Err(ConfigError::Descriptors { disks, queues, needed, allowed }),
+        // Who cannot tell may be lucky.
+        _ => Ok(()),
+    }
+}
+
 /// The part that depends on the kernel alone.
 struct Hardware {
     memory: MemoryMap,
@@ -232,8 +260,17 @@ impl Hardware {
         if request.disks.len() > VIRTIO_GSIS.len() {
             return Err(ConfigError::Disks(request.disks.len()));
         }
-        let open = |options| Disk::open(options, request.disk_engine);
-        let disks = request.disks.iter().map(open).collect::<Result<_, _>>()?;
+        allow_descriptors(request)?;
+        let open = if request.look_at_disks { Disk::look_at } else { Disk::open };
+        let mut disks: Vec<Disk> = Vec::with_capacity(request.disks.len());
+        for options in &request.disks {
+            let disk = open(options, request.disk_engine)?;
+            // Otherwise the lock tells.
+            if request.look_at_disks && disks.iter().any(|other| other.conflicts_with(&disk)) {
+                return Err(DiskError::Locked(options.path.clone()).into());
+            }
+            disks.push(disk);
+        }
         Ok(Self { memory, cpus, kernel, linux, protocol, disks })
     }
 
@@ -288,6 +325,7 @@ mod tests {
             console: Console::Interactive,
             disks: Vec::new(),
             disk_engine: Engine::Plain,
+            look_at_disks: false,
             kernel_notifications: false,
             timeout: None,
         };

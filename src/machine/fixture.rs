@@ -21,6 +21,7 @@ pub fn config(change: impl FnOnce(&mut Request, &mut Software)) -> (MachineConfi
         console: Console::Log { verbose: false },
         disks: Vec::new(),
         disk_engine: Engine::Plain,
+        look_at_disks: false,
         kernel_notifications: false,
         timeout: Some(Duration::from_secs(60)),
     };

@@ -8,6 +8,7 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use serde_json::json;
 use thiserror::Error;
 
 /// A descriptor that was given is none.
@@ -55,6 +56,13 @@ impl Supervisor {
     /// Says how the run ended: a JSON object in one line.
     pub fn finished(&self, object: &serde_json::Value) {
         self.line(&format!("{object}\n"));
+    }
+
+    /// Says that the run has not come about, and why.
+    pub fn failed(&self, side: &str, exit_code: u8, error: &dyn std::error::Error) {
+        let error = crate::host::errors::chain(error);
+        let object = json!({ "event": "finished", "side": side, "exit_code": exit_code, "error": error });
+        self.finished(&object);
     }
 
     /// Whether anybody listens.

@@ -28,7 +28,7 @@ const COMMAND_LENGTH: usize = 72;
 pub fn render(results: &Results, summary: &Summary) -> String {
     let rows = figures::all(results, summary);
     let command = visible(&shortened(&command_line(&results.settings.command), COMMAND_LENGTH));
-    let until = until(summary);
+    let measured = measured(summary);
     let page = html! {
         (DOCTYPE)
         html lang="en" {
@@ -50,8 +50,8 @@ pub fn render(results: &Results, summary: &Summary) -> String {
                 }
                 main {
                     (facts::warnings(summary))
-                    (distribution::figure(&rows, until))
-                    (distribution::table(&rows, &results.settings.baseline, until))
+                    (distribution::figure(&rows, measured))
+                    (distribution::table(&rows, &results.settings.baseline, measured))
                     (stages::section(&rows))
                     div class="columns" { (usage::memory(&rows)) (usage::processor(&rows)) }
                     (usage::exits(&rows))
@@ -68,12 +68,15 @@ pub fn render(results: &Results, summary: &Summary) -> String {
     page.into_string()
 }
 
-/// Where the headline's time ends.
-fn until(summary: &Summary) -> &'static str {
+/// What the headline's figures are.
+fn measured(summary: &Summary) -> &'static str {
     match summary.headline {
-        Some("first_output") => "to the first byte of output",
-        Some("workload_exited") => "to the exit of the workload, which prints nothing",
-        _ => "to the end of the process, as not all can tell a nearer moment",
+        Some("first_output") => "Milliseconds from spawned to the first byte of output",
+        Some("workload_exited") => {
+            "Milliseconds from spawned to the exit of the workload, which prints nothing"
+        }
+        Some(_) => "Milliseconds from spawned to the end of the process, as not all can tell a nearer moment",
+        None => "No run counted",
     }
 }
 
@@ -86,14 +89,18 @@ fn headline(results: &Results, rows: &[Figures<'_>], command: &str) -> Markup {
     {
         return html! {
             (code) " takes " b { (ms(in_vm.value)) " ms" } " in a VM and " b { (ms(in_container.value)) " ms" }
-            " in a container (" (visible(&container.info.name)) "): " (comparison(ratio)) "."
+            " in a container (" (visible(&container.info.name)) "): " (comparison("the VM", ratio)) "."
         };
     }
     match estimates.as_slice() {
         [] => html! { "No run of " (code) " counted: there are no figures to show." },
         [(row, estimate)] => html! { (code) " takes " (time(row, estimate)) (interval(estimate)) "." },
         [(first, of_first), .., (last, of_last)] => html! {
-            (code) " takes " (time(first, of_first)) " and " (time(last, of_last)) "."
+            (code) " takes " (time(first, of_first)) " and " (time(last, of_last))
+            @if first.info.name == results.settings.baseline {
+                ": " (comparison(&visible(&last.info.name), last.row.ratio))
+            }
+            "."
         },
     }
 }
@@ -115,11 +122,11 @@ fn interval(estimate: &Estimate) -> String {
     }
 }
 
-fn comparison(ratio: Option<Ratio>) -> Markup {
+fn comparison(of: &str, ratio: Option<Ratio>) -> Markup {
     let Some(ratio) = ratio else { return html! { "no round has both" } };
     let value = number(ratio.estimate.value);
     let Some(Interval { low, high }) = ratio.estimate.interval else {
-        return html! { (value) " times, of too few rounds for an interval" };
+        return html! { (of) " took " (value) " times as long, in too few rounds for an interval" };
     };
     let (low, high) = (number(low), number(high));
     match ratio.verdict() {
@@ -127,7 +134,7 @@ fn comparison(ratio: Option<Ratio>) -> Markup {
             b { "no difference shown" } " (95 % interval of the ratio " (low) " to " (high) ")"
         },
         _ => html! {
-            "the VM takes " b { (value) " times" } " as long (95 % interval " (low) " to " (high) ")"
+            (of) " takes " b { (value) " times" } " as long (95 % interval " (low) " to " (high) ")"
         },
     }
 }

@@ -29,7 +29,7 @@ mod tests {
     #[test]
     fn results_are_read_again_as_they_were() {
         let results = fixture::results();
-        let text = render(&results, &Summary::of(&results)).unwrap();
+        let text = render(&results, fixture::summary()).unwrap();
         assert_eq!(serde_json::from_str::<Results>(&text).unwrap(), results);
         let document: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(document["summary"]["headline"], "first_output");

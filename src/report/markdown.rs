@@ -124,7 +124,7 @@ mod tests {
     #[test]
     fn tables_are_whole() {
         let results = fixture::results();
-        let text = render(&results, &Summary::of(&results));
+        let text = render(&results, fixture::summary());
         let lines: Vec<&str> = text.lines().collect();
         let rules: Vec<usize> = (0..lines.len()).filter(|at| lines[*at].starts_with("| :--")).collect();
         assert_eq!(rules.len(), 3, "{text}");
@@ -139,7 +139,7 @@ mod tests {
     #[test]
     fn all_is_told() {
         let results = fixture::results();
-        let text = render(&results, &Summary::of(&results));
+        let text = render(&results, fixture::summary());
         for part in [
             "| namespaces | 30 | 2.",
             "| 1 (baseline) |",

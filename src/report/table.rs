@@ -165,8 +165,7 @@ mod tests {
     const PLAIN: Style = Style { width: 80, colour: false };
 
     fn rendered(style: Style) -> String {
-        let results = fixture::results();
-        render(&results, &Summary::of(&results), style)
+        render(&fixture::results(), fixture::summary(), style)
     }
 
     /// The line that begins with `start`, its white space made even.

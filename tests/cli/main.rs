@@ -6,10 +6,13 @@
 mod common;
 
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use common::{Run, run, tandem};
+use tandem::devices::virtio::block::disk::{Disk, DiskOptions, Engine};
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -161,6 +164,102 @@ fn a_dry_run_tells_of_disks_and_their_engine() {
         let word = if engine == "plain" { "system calls," } else { "io_uring" };
         assert!(line.contains(word), "{line}");
     }
+}
+
+#[test]
+fn descriptors_for_disks_are_seen_to_before_the_start() {
+    let (kernel, disk) = (bare_kernel(), file(&[0; 1024]));
+    let disk = format!("{},readonly,queues=16", path(&disk));
+    let with = |soft, hard| {
+        let mut command = tandem();
+        command.args(["run", "--boot", "linux64", "--dry-run", "--kernel", path(&kernel)]);
+        command.args(["--disk", &disk].repeat(4));
+        common::limit_descriptors(&mut command, soft, hard);
+        run(&mut command, b"", LIMIT)
+    };
+    let run = with(40, 100);
+    run.assert(126, "");
+    assert!(run.stderr.contains("64 queues") && run.stderr.contains("may have 100: raise"), "{}", run.stderr);
+    assert_eq!(with(40, 1000).code, Some(0));
+}
+
+/// The line of a disk in a dry run with these variables; what else is on the command line comes last.
+fn disk_line(command: &mut Command, disk: &str) -> String {
+    let kernel = bare_kernel();
+    command.args(["run", "--boot", "linux64", "--dry-run", "--disk", disk, "--kernel"]).arg(kernel.path());
+    let run = run(command, b"", LIMIT);
+    assert_eq!(run.code, Some(0), "{run:?}");
+    run.text().lines().find(|line| line.starts_with("disk")).expect("a line").to_owned()
+}
+
+#[test]
+fn a_dry_run_of_a_host_that_refuses_io_uring_says_so() {
+    let disk = file(&[0; 1024]);
+    for (errno, word) in [(libc::EPERM, "not permitted"), (libc::ENOSYS, "not implemented")] {
+        let mut command = tandem();
+        common::refuse_io_uring(&mut command, errno);
+        let line = disk_line(&mut command, path(&disk));
+        assert!(line.contains(", system calls (no io_uring: ") && line.contains(word), "{line}");
+    }
+}
+
+#[test]
+fn a_dry_run_does_not_mind_that_a_disk_is_in_use() {
+    let disk = file(&[0; 1024]);
+    let used = Disk::open(&DiskOptions::new(disk.path()), Engine::Plain).expect("the disk");
+    assert!(
+        disk_line(&mut tandem(), path(&disk)).ends_with(", in use by another virtual machine at the moment")
+    );
+    drop(used);
+    assert!(!disk_line(&mut tandem(), path(&disk)).contains("in use"));
+    // Nor is it one of its own.
+    let kernel = bare_kernel();
+    let options = ["run", "--boot", "linux64", "--dry-run", "--kernel", path(&kernel)];
+    refused(&[&options[..], &["--disk", path(&disk), "--disk", path(&disk)]].concat(), 126, &["in use"]);
+}
+
+/// A host whose mke2fs is a script; `tandem image create`, which runs it, and the image's path.
+fn create_by(dir: &Path, script: &str) -> (Command, std::path::PathBuf) {
+    let [tools, tree, output] = ["tools", "tree", "a.ext4"].map(|name| dir.join(name));
+    [&tools, &tree].iter().for_each(|dir| std::fs::create_dir(dir).expect("a directory"));
+    let tool = tools.join("mke2fs");
+    std::fs::write(&tool, format!("#!/bin/sh\n{script}\n")).expect("the script");
+    std::fs::set_permissions(&tool, PermissionsExt::from_mode(0o755)).expect("its mode");
+    let mut command = tandem();
+    command.env("PATH", format!("{}:/usr/bin:/bin", tools.display()));
+    command.args(["image", "create"]).arg(&output).arg("--from").arg(&tree);
+    (command, output)
+}
+
+fn entries(dir: &Path) -> usize {
+    std::fs::read_dir(dir).expect("the directory").count()
+}
+
+#[test]
+fn an_image_that_somebody_else_has_made_meanwhile_stays() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let theirs = format!("echo theirs >{}/a.ext4", dir.path().display());
+    let (mut command, output) = create_by(dir.path(), &theirs);
+    let run = run(&mut command, b"", LIMIT);
+    run.assert(126, "");
+    assert!(run.stderr.contains("exists already"), "{}", run.stderr);
+    assert_eq!(std::fs::read(&output).expect("the image"), b"theirs\n");
+    assert_eq!(entries(dir.path()), 3, "nothing is left behind");
+}
+
+#[test]
+fn an_image_that_cannot_be_made_to_last_is_none() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (mut command, output) = create_by(dir.path(), ":");
+    common::refuse_syncs(&mut command, libc::EIO);
+    let refused = run(&mut command, b"", LIMIT);
+    refused.assert(126, "");
+    assert!(refused.stderr.contains("cannot write") && !output.exists(), "{}", refused.stderr);
+    assert_eq!(entries(dir.path()), 2, "nothing is left behind");
+    let dir = tempfile::tempdir().expect("a directory");
+    let (mut command, output) = create_by(dir.path(), ":");
+    run(&mut command, b"", LIMIT).assert(0, "");
+    assert!(output.is_file() && entries(dir.path()) == 3);
 }
 
 #[test]

@@ -1,8 +1,11 @@
 //! Runs the `tandem` binary under a watchdog.
 #![allow(dead_code)] // each test program uses its part
 
+pub mod seccomp;
+
 use std::fs::OpenOptions;
 use std::io::{Read, Write};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::{self, JoinHandle};
@@ -44,6 +47,32 @@ pub fn compile(test: &str, sources: &[PathBuf], to: &Path) -> Option<()> {
             None
         }
     }
+}
+
+/// Lets a program have this many descriptors, and up to `hard` if it asks.
+pub fn limit_descriptors(command: &mut Command, soft: u64, hard: u64) {
+    let limit = libc::rlimit { rlim_cur: soft, rlim_max: hard };
+    // SAFETY: plain system call; the limit is valid for reads.
+    let set = move || match unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
+    };
+    // SAFETY: between fork and exec it makes a system call only.
+    unsafe { command.pre_exec(set) };
+}
+
+/// Has the kernel refuse io_uring to a program, with this error.
+pub fn refuse_io_uring(command: &mut Command, errno: i32) {
+    let refuse = move || seccomp::refuse([libc::SYS_io_uring_setup], errno);
+    // SAFETY: between fork and exec it makes system calls only.
+    unsafe { command.pre_exec(refuse) };
+}
+
+/// Has the kernel refuse to a program to make a file's contents last, with this error.
+pub fn refuse_syncs(command: &mut Command, errno: i32) {
+    let refuse = move || seccomp::refuse([libc::SYS_fdatasync], errno);
+    // SAFETY: between fork and exec it makes system calls only.
+    unsafe { command.pre_exec(refuse) };
 }
 
 /// The program under test.

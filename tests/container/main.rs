@@ -7,7 +7,10 @@ mod common;
 mod killed;
 mod measured;
 mod rootless;
+#[path = "../common/session.rs"]
+mod session;
 mod sides;
+mod terminal;
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -84,6 +87,21 @@ fn every_namespace_is_its_own() {
             "{inside} is not {}",
             outside.display()
         );
+    }
+}
+
+/// Whatever groups it is in, they are the roots that it sees.
+#[test]
+fn groups_of_the_host_are_not_seen() {
+    const TEST: &str = "groups_of_the_host_are_not_seen";
+    for options in [&[][..], &["--pids", "20"], &["--profile", "minimal"]] {
+        let args = [options, &["--", "cat", "/proc/self/cgroup"]].concat();
+        let Some(run) = container(TEST, &args, b"") else { return };
+        if run.code == Some(125) {
+            return skip(TEST, run.stderr.trim());
+        }
+        let text = run.text();
+        assert!(!text.is_empty() && text.lines().all(|line| line.ends_with(":/")), "{options:?}: {text}");
     }
 }
 

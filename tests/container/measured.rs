@@ -118,6 +118,24 @@ fn a_held_workload_ends_with_the_time_limit() {
     }
 }
 
+#[test]
+fn what_does_not_start_is_reported_too() {
+    for side in sides("what_does_not_start_is_reported_too") {
+        let (reports, report) = nix::unistd::pipe().expect("a pipe");
+        let mut program = tandem();
+        program.args(["run", "--as", side, "--root", "/no/such/root", "--report-fd"]);
+        program.arg(report.as_raw_fd().to_string()).args(["--", "true"]);
+        let mut child = program.stdin(Stdio::null()).stderr(Stdio::null()).spawn().expect("tandem");
+        drop(report);
+        let code = common::wait(&mut child, LIMIT).expect("a status");
+        let mut line = String::new();
+        BufReader::new(fs::File::from(reports)).read_line(&mut line).expect("a line");
+        let report: Value = serde_json::from_str(&line).expect("JSON");
+        assert_eq!(report["exit_code"], code, "{line}");
+        assert!(report["error"].as_str().is_some_and(|error| error.contains("/no/such/root")), "{line}");
+    }
+}
+
 /// Resident memory in kB of the workload below this Tandem and its container's init.
 fn held_memory(tandem: u32) -> Option<u64> {
     let child = |pid: u32| -> Option<u32> {

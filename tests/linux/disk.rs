@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::common::{Run, guest, run, skip, tandem, wait};
+use crate::common::{Run, guest, limit_descriptors, refuse_io_uring, run, skip, tandem, wait};
 use crate::{LIMIT, boot, boot_standard};
 
 fn image(dir: &Path, name: &str, len: u64) -> String {
@@ -119,6 +119,43 @@ fn a_file_system_is_made_filled_and_verified() {
         check(&b);
         assert_eq!(blocks(&a), 0, "nothing is written to the other disk");
     }
+}
+
+/// A disk is written and read by whatever the host has.
+#[test]
+fn a_host_that_refuses_io_uring() {
+    const TEST: &str = "a_host_that_refuses_io_uring";
+    if guest(TEST).is_none() {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    let disk = image(dir.path(), "disk", 4 << 20);
+    let script = "echo kept | dd of=/dev/vda conv=notrunc,fsync 2>/dev/null
+        echo 3 >/proc/sys/vm/drop_caches; head -c 5 /dev/vda";
+    for errno in [libc::EPERM, libc::ENOSYS] {
+        fs::write(&disk, vec![0; 4 << 20]).expect("the image");
+        let mut command = tandem();
+        command.args(["run", "--memory", "64M", "--disk", &disk, "--", "sh", "-c", script]);
+        refuse_io_uring(&mut command, errno);
+        run(&mut command, b"", LIMIT).assert(0, "kept\n");
+        assert!(fs::read(&disk).expect("the image").starts_with(b"kept\n"));
+    }
+}
+
+/// More descriptors than a process has at first on most hosts would allow.
+#[test]
+fn many_queues_where_descriptors_are_few() {
+    const TEST: &str = "many_queues_where_descriptors_are_few";
+    if guest(TEST).is_none() {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    let disk = format!("{},readonly,queues=16", image(dir.path(), "disk", 1 << 20));
+    let mut command = tandem();
+    command.args(["run", "--memory", "64M"]).args(["--disk", &disk].repeat(4));
+    command.args(["--", "sh", "-c", "cat /dev/vda /dev/vdb /dev/vdc /dev/vdd | wc -c"]);
+    limit_descriptors(&mut command, 64, 1024);
+    run(&mut command, b"", LIMIT).assert(0, "4194304\n");
 }
 
 /// With the host's mke2fs and its libraries: busybox makes no journal.

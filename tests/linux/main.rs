@@ -6,8 +6,11 @@ mod cases;
 #[path = "../common/mod.rs"]
 mod common;
 mod disk;
+mod hung_disk;
 mod ring3;
 mod ring3_smp;
+#[path = "../common/session.rs"]
+mod session;
 mod terminal;
 
 use std::fs;

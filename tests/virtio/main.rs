@@ -6,12 +6,15 @@
 mod common;
 mod driver;
 mod hostile;
+mod queues;
 mod storage;
+mod stuck;
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use driver::{DISCARD, Disk, Driver, Line, OUT, STATUS, Share, WRITE_ZEROES};
 use proptest::prelude::*;
@@ -164,6 +167,31 @@ fn a_driver_may_choose_write_through() {
 }
 
 #[test]
+fn a_driver_without_event_index_may_do_without_interrupts() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut disk = Disk::new(open(&image(dir.path(), 4096), Engine::Plain), ALL & !EVENT_IDX, 8);
+    let flags = GuestAddress(disk.ring.available_ring());
+    for (flag, interrupts) in [(1u16, 0), (0, 1)] {
+        vm_memory::Bytes::write_obj(&disk.driver.memory, flag, flags).expect("the flags");
+        let (before, seen) = (disk.driver.available(&disk.ring), disk.driver.line.count());
+        vm_memory::Bytes::write_obj(&disk.driver.memory, [4u64, 0], GuestAddress(0x40_0000))
+            .expect("a header");
+        disk.driver.add(&mut disk.ring, &[(0x40_0000, 16, false), (0x40_0800, 1, true)]).expect("room");
+        disk.driver.notify(&disk.ring, before);
+        let deadline = Instant::now() + driver::LIMIT;
+        while disk.driver.take_used(&mut disk.ring).is_none() {
+            assert!(Instant::now() < deadline);
+            std::thread::yield_now();
+        }
+        if interrupts > 0 {
+            disk.driver.line.wait(seen);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+        assert_eq!(disk.driver.line.count(), seen + interrupts);
+    }
+}
+
+#[test]
 fn every_queue_is_served_and_a_reset_begins_anew() {
     let dir = tempfile::tempdir().expect("a directory");
     for engine in engines("every_queue_is_served_and_a_reset_begins_anew") {
@@ -212,6 +240,66 @@ fn a_reset_while_requests_are_under_way_waits_for_them() {
             vm_memory::Bytes::read_slice(&memory, &mut found, GuestAddress(0x50_0000)).expect("data");
             assert!(found == fill);
             assert_eq!(driver.read(STATUS), 0);
+        }
+    }
+}
+
+/// As much as a driver can ask for, some 100 GiB: a reset waits for the part of it that is being performed.
+#[test]
+fn a_reset_does_not_wait_for_all_that_was_asked_for() {
+    let dir = tempfile::tempdir().expect("a directory");
+    for engine in engines("a_reset_does_not_wait_for_all_that_was_asked_for") {
+        let mut driver = open(&image(dir.path(), 1 << 30), engine);
+        let mut ring = driver.start(ALL, 1, 128, 0x10_0000).pop().expect("a ring");
+        vm_memory::Bytes::write_obj(&driver.memory, [0u64, 0], GuestAddress(0x3f_0000)).expect("header");
+        let mut chain = vec![(0x3f_0000, 16, false)];
+        chain.extend(vec![(0x40_0000, 4 << 20, true); 254]);
+        chain.push((0x3f_0800, 1, true));
+        (0..100).for_each(|_| assert!(driver.add(&mut ring, &chain).is_some()));
+        driver.write(driver::QUEUE_NOTIFY, 0);
+        std::thread::sleep(Duration::from_millis(20));
+        let start = Instant::now();
+        driver.write(STATUS, 0);
+        assert!(start.elapsed() < Duration::from_secs(5), "{engine:?}: {:?}", start.elapsed());
+        println!("{engine:?}: {:?}", start.elapsed());
+    }
+}
+
+#[test]
+fn a_driver_that_keeps_to_what_it_is_told_is_always_heard() {
+    let dir = tempfile::tempdir().expect("a directory");
+    for engine in engines("a_driver_that_keeps_to_what_it_is_told_is_always_heard") {
+        for features in [0, ALL] {
+            let mut disk = Disk::new(open(&image(dir.path(), 1 << 20), engine), features, 8);
+            // The pauses end before, while and after the device stops looking, and while it falls asleep. A notification
+            // that it did not ask for and missed would be waited for in vain.
+            for round in 0..4000u32 {
+                let pause = std::time::Instant::now();
+                while pause.elapsed() < std::time::Duration::from_nanos(u64::from(round * 7919 % 80_000)) {
+                    std::hint::spin_loop();
+                }
+                assert_eq!(disk.read(u64::from(round % 2048), 512).0, 0);
+            }
+        }
+    }
+}
+
+#[test]
+fn what_the_host_has_not_in_its_cache_is_read_as_well() {
+    let dir = tempfile::tempdir().expect("a directory");
+    for engine in engines("what_the_host_has_not_in_its_cache_is_read_as_well") {
+        let options = image(dir.path(), 1 << 20);
+        let data = pattern(1 << 20, 3);
+        fs::write(&options.path, &data).expect("the image");
+        let file = fs::File::open(&options.path).expect("the image");
+        file.sync_all().expect("the image is on the disk");
+        let mut disk = Disk::new(open(&options, engine), ALL, 8);
+        // All of a request is missing, or its end.
+        for start in [0, 128 << 10] {
+            let advice = nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED;
+            nix::fcntl::posix_fadvise(&file, start, 0, advice).expect("advice");
+            let (status, found) = disk.read(0, 512 << 10);
+            assert!(status == 0 && found == data[..512 << 10], "{start}");
         }
     }
 }

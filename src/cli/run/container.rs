@@ -123,6 +123,7 @@ pub(super) fn run(args: &RunArgs, stamps: &Stamps, supervisor: &Supervisor) -> u
         Ok(config) => config,
         Err(error) => {
             report(&error);
+            supervisor.failed("container", error.exit_code(), &error);
             return error.exit_code();
         }
     };
@@ -133,10 +134,12 @@ pub(super) fn run(args: &RunArgs, stamps: &Stamps, supervisor: &Supervisor) -> u
         Ok(finished) => summarise(args, &config, stamps, &finished, supervisor),
         Err(error) => {
             report(&error);
-            match error {
+            let code = match error {
                 LaunchError::Cgroup(CgroupError::Value { .. }) => exit_code::CONFIGURATION,
                 _ => exit_code::SETUP,
-            }
+            };
+            supervisor.failed("container", code, &error);
+            code
         }
     }
 }

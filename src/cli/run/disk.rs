@@ -1,10 +1,11 @@
 //! `--disk` and `--root-disk`.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::str::FromStr;
 
 use super::resolve::ResolveError;
-use crate::devices::virtio::block::disk::{Disk, DiskOptions, Engine};
+use crate::devices::virtio::block::disk::{Disk, DiskOptions, Engine, MAX_QUEUES};
 use crate::workload::file_system::FileSystem;
 use crate::workload::initramfs::Root;
 
@@ -14,35 +15,54 @@ const ENGINE_VARIABLE: &str = "TANDEM_DISK_ENGINE";
 /// Says who takes notifications of disks, for tests and measurements: `ioeventfd` leaves them to KVM.
 const NOTIFY_VARIABLE: &str = "TANDEM_DISK_NOTIFY";
 
-/// A value of `--disk`: PATH[,readonly][,direct][,serial=NAME][,queues=N].
+/// A value of `--disk`: PATH[,readonly][,direct][,serial=NAME][,queues=N][,format=raw].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct DiskArg(pub DiskOptions);
 
-impl FromStr for DiskArg {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let mut parts = text.split(',');
-        let path = parts.next().filter(|path| !path.is_empty()).ok_or("give the path of an image")?;
-        let mut options = DiskOptions::new(path);
-        for part in parts {
-            match part.split_once('=') {
-                None if part == "readonly" => options.readonly = true,
-                None if part == "direct" => options.direct = true,
-                Some(("serial", name)) => options.serial = Some(name.to_owned()),
-                Some(("queues", number)) => {
-                    options.queues =
-                        number.parse().map_err(|_| format!("'{number}' is no number of queues"))?;
-                }
-                _ => {
-                    return Err(format!(
-                        "'{part}' is none of readonly, direct, serial=NAME and queues=N (a path cannot hold a comma)"
-                    ));
-                }
+/// Parses a value of `--disk`, whose path may be of any bytes but commas.
+///
+/// # Errors
+/// What is wrong with it, and what can be.
+pub(super) fn parse(value: &OsStr) -> Result<DiskArg, String> {
+    let (path, rest) = match value.as_bytes().iter().position(|byte| *byte == b',') {
+        Some(comma) => value.as_bytes().split_at(comma),
+        None => (value.as_bytes(), [].as_slice()),
+    };
+    if path.is_empty() {
+        return Err("give the path of an image".into());
+    }
+    let mut options = DiskOptions::new(OsStr::from_bytes(path));
+    let rest = String::from_utf8_lossy(rest);
+    let mut seen = Vec::new();
+    for part in rest.split(',').skip(1) {
+        let (name, value) = part.split_once('=').map_or((part, None), |(name, value)| (name, Some(value)));
+        match (name, value) {
+            ("readonly", None) => options.readonly = true,
+            ("direct", None) => options.direct = true,
+            ("serial", Some(serial)) => options.serial = Some(serial.to_owned()),
+            ("format", Some("raw")) => options.raw = true,
+            ("format", Some(format)) => {
+                return Err(format!(
+                    "format={format}: Tandem takes raw images; convert it: qemu-img convert -O raw"
+                ));
+            }
+            ("queues", Some(number)) => {
+                options.queues = number
+                    .parse()
+                    .map_err(|_| format!("queues={number}: a disk has 1 to {MAX_QUEUES} queues"))?;
+            }
+            _ => {
+                return Err(format!(
+                    "'{part}' is none of readonly, direct, serial=NAME, queues=N and format=raw (a path cannot hold a comma)"
+                ));
             }
         }
-        Ok(Self(options))
+        if seen.contains(&name) {
+            return Err(format!("'{name}' is given twice"));
+        }
+        seen.push(name);
     }
+    Ok(DiskArg(options))
 }
 
 /// The engine that disks are to have.
@@ -96,19 +116,33 @@ mod tests {
 
     #[test]
     fn options_of_a_disk() {
-        let parse = |text: &str| text.parse::<DiskArg>().map(|DiskArg(options)| options);
-        assert_eq!(parse("a.img"), Ok(DiskOptions::new("a.img")));
+        let parse = |text: &[u8]| super::parse(OsStr::from_bytes(text)).map(|DiskArg(options)| options);
+        assert_eq!(parse(b"a.img"), Ok(DiskOptions::new("a.img")));
         let all = DiskOptions {
             readonly: true,
             direct: true,
             serial: Some("x=y".into()),
             queues: 4,
+            raw: true,
             ..DiskOptions::new("/b")
         };
-        assert_eq!(parse("/b,queues=4,serial=x=y,direct,readonly"), Ok(all));
-        assert!(parse("").is_err() && parse(",readonly").is_err());
-        assert!(parse("a,ro").unwrap_err().contains("readonly"));
-        assert!(parse("a,queues=x").unwrap_err().contains("'x'"));
-        assert!(parse("a,readonly=yes").is_err());
+        assert_eq!(parse(b"/b,queues=4,serial=x=y,direct,format=raw,readonly"), Ok(all));
+        // Any bytes, as file systems have them.
+        assert_eq!(parse(b"/\xff"), Ok(DiskOptions::new(OsStr::from_bytes(b"/\xff"))));
+        for (text, word) in [
+            ("", "path"),
+            (",readonly", "path"),
+            ("a,", "readonly"),
+            ("a,ro", "readonly"),
+            ("a,queues=x", "queues=x: a disk has 1 to 16"),
+            ("a,queues=99999", "queues=99999: a disk has 1 to 16"),
+            ("a,readonly=yes", "'readonly=yes'"),
+            ("a,format=qcow2", "qemu-img convert"),
+            ("a,serial=a,serial=b", "'serial' is given twice"),
+            ("a,readonly,direct,readonly", "'readonly' is given twice"),
+        ] {
+            let error = parse(text.as_bytes()).unwrap_err();
+            assert!(error.contains(word), "{text}: {error}");
+        }
     }
 }

@@ -96,6 +96,9 @@ fn disk_line(index: usize, disk: &Disk) -> String {
     if geometry.queues > 1 {
         line += &format!(", {} queues", geometry.queues);
     }
+    if disk.is_in_use() {
+        line += ", in use by another virtual machine at the moment";
+    }
     line
 }
 
@@ -110,6 +113,7 @@ fn disk_json(index: usize, disk: &Disk) -> serde_json::Value {
         "direct": disk.is_direct(),
         "queues": geometry.queues,
         "serial": disk.serial(),
+        "in_use": disk.is_in_use(),
     })
 }
 

@@ -135,6 +135,7 @@ pub(super) fn resolve(args: &RunArgs, backend: &Backend) -> Result<MachineConfig
         console: args.console(),
         disks: args.disk.iter().map(|DiskArg(options)| options.clone()).collect(),
         disk_engine: disk::engine()?,
+        look_at_disks: args.dry_run,
         kernel_notifications: disk::kernel_notifications()?,
         timeout: args.timeout,
     };

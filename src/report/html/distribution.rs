@@ -6,6 +6,7 @@ use super::figures::Figures;
 use super::plot::{self, kind_class};
 use super::scale::Scale;
 use super::text::{count, ms, percent, visible};
+use crate::bench::model::Kind;
 use crate::bench::statistics::{Description, Estimate, Interval, MIN_SAMPLES, Verdict};
 use crate::report::number::{self, MILLISECOND};
 
@@ -14,9 +15,11 @@ const HEIGHT: u32 = 50;
 const TOP: f64 = 6.0;
 const BOTTOM: f64 = 34.0;
 const INTERVAL: f64 = 44.0;
+/// Runs beyond which marks hide each other, and the median.
+const CROWD: usize = 150;
 
 /// The plot, or nothing if no run counted.
-pub(super) fn figure(rows: &[Figures<'_>], until: &str) -> Markup {
+pub(super) fn figure(rows: &[Figures<'_>], measured: &str) -> Markup {
     let times = rows.iter().flat_map(|row| row.times.iter().map(|(_, time)| *time));
     let Some(scale) = Scale::around(times) else { return Markup::default() };
     html! {
@@ -24,12 +27,12 @@ pub(super) fn figure(rows: &[Figures<'_>], until: &str) -> Markup {
             h2 id="distribution" { "Every run" }
             figure {
                 figcaption {
-                    "Milliseconds from spawned " (until) ", one mark for each run"
+                    (measured) ", one mark for each run"
                     @if scale.log { "; the axis is logarithmic: equal steps are equal ratios" }
                     @if scale.is_cut() { "; the axis does not begin at 0" }
                     "."
                 }
-                (key())
+                (key(rows))
                 div class="rows" {
                     @for (index, row) in rows.iter().enumerate() {
                         @match row.headline() {
@@ -44,15 +47,18 @@ pub(super) fn figure(rows: &[Figures<'_>], until: &str) -> Markup {
     }
 }
 
-fn key() -> Markup {
+fn key(rows: &[Figures<'_>]) -> Markup {
+    let kinds = [Kind::Process, Kind::Container, Kind::Vm];
+    let present = |kind: &Kind| rows.iter().any(|row| row.info.kind == *kind && !row.times.is_empty());
     html! {
         ul class="key" aria-label="Key" {
-            @for (class, name) in [("process", "process"), ("container", "container"), ("vm", "VM")] {
+            @for kind in kinds.into_iter().filter(present) {
+                @let class = kind_class(kind);
                 li {
                     svg width="12" height="12" aria-hidden="true" {
                         use href={ "#mark-" (class) } class={ "mark " (class) } x="6" y="6" {}
                     }
-                    (name)
+                    (plot::kind_name(kind))
                 }
             }
             li {
@@ -77,19 +83,23 @@ fn strip(row: &Figures<'_>, headline: (Estimate, &Description), scale: &Scale, i
     let at = |time: f64| percent(scale.percent(time));
     let (low, high) = (description.first_quartile, description.third_quartile);
     let step = (BOTTOM - TOP) / (row.times.len().max(2) - 1) as f64;
-    let median = at(estimate.value);
+    let crowded = row.times.len() > CROWD;
+    let median = html! {
+        line class="median" x1=(at(estimate.value)) x2=(at(estimate.value)) y1="0" y2=(BOTTOM + 6.0) {}
+    };
     let marks = html! {
         (plot::grid(scale, MILLISECOND))
         rect class="box" x=(at(low)) y=(TOP - 4.0) height=(BOTTOM - TOP + 8.0)
             width=(percent(scale.percent(high) - scale.percent(low))) {}
-        line class="median" x1=(median) x2=(median) y1="0" y2=(BOTTOM + 6.0) {}
-        g class={ "mark " (class) } {
+        @if !crowded { (median) }
+        g class={ "mark " (class) @if crowded { " crowded" } } {
             @for (place, (round, time)) in row.times.iter().enumerate() {
                 use href={ "#mark-" (class) } x=(at(*time)) y=(format!("{:.1}", TOP + step * place as f64)) {
                     title { "round " (round) ": " (ms(*time)) " ms" }
                 }
             }
         }
+        @if crowded { (median) }
         @if let Some(Interval { low, high }) = estimate.interval { (bracket(&at(low), &at(high), INTERVAL)) }
     };
     let title = format!("{}: {} runs", row.info.name, row.times.len());
@@ -121,7 +131,7 @@ fn bracket(low: &str, high: &str, y: f64) -> Markup {
 }
 
 /// The headline's figures as a table.
-pub(super) fn table(rows: &[Figures<'_>], baseline: &str, until: &str) -> Markup {
+pub(super) fn table(rows: &[Figures<'_>], baseline: &str, measured: &str) -> Markup {
     let percentiles =
         rows.iter().any(|row| row.headline().is_some_and(|(_, description)| description.p95.is_some()));
     let few = rows.iter().any(|row| row.headline().is_some_and(|(estimate, _)| estimate.interval.is_none()));
@@ -130,7 +140,7 @@ pub(super) fn table(rows: &[Figures<'_>], baseline: &str, until: &str) -> Markup
             h2 id="table" { "Figures" }
             div class="scroll" role="region" aria-labelledby="table" tabindex="0" {
                 table {
-                    caption { "Milliseconds from spawned " (until) ". Ratios are to " b { (visible(baseline)) } "." }
+                    caption { (measured) ". Ratios are to " b { (visible(baseline)) } "." }
                     thead {
                         tr {
                             th scope="col" { "contestant" }

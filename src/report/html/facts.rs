@@ -8,7 +8,7 @@ use maud::{Markup, PreEscaped, html};
 
 use super::plot::{kind_class, kind_name};
 use super::text::{count, is_deceptive, mib, ms, visible};
-use crate::bench::model::{Results, Sample};
+use crate::bench::model::{ContestantInfo, Results};
 use crate::bench::summary::Summary;
 use crate::report::text::command_line;
 
@@ -46,17 +46,15 @@ pub(super) fn all_warnings(summary: &Summary) -> Markup {
 
 /// Runs that failed and contestants that were skipped, with the reasons.
 pub(super) fn failures(results: &Results) -> Markup {
-    let runs = failed_runs(results);
-    let skipped: Vec<_> =
-        results.contestants.iter().filter_map(|info| Some((info, info.skipped.as_deref()?))).collect();
-    if runs.is_empty() && skipped.is_empty() {
+    let absences: Vec<_> = results.contestants.iter().flat_map(|info| absences(results, info)).collect();
+    if absences.is_empty() {
         return html! { section { h2 id="failures" { "Failures" } p { "No run failed, no contestant was skipped." } } };
     }
     html! {
         section {
             h2 id="failures" { "Failed and skipped" }
             div class="scroll" role="region" aria-labelledby="failures" tabindex="0" {
-                table class="wrap" {
+                table {
                     caption { "Failed runs count for nothing in the figures; their samples are in the raw data." }
                     thead {
                         tr {
@@ -66,17 +64,10 @@ pub(super) fn failures(results: &Results) -> Markup {
                         }
                     }
                     tbody {
-                        @for ((contestant, reason), rounds) in &runs {
+                        @for (name, what, reason) in absences {
                             tr {
-                                th scope="row" { (visible(contestant)) }
-                                td { "failed: " (rounds.join(", ")) }
-                                td class="reason" { (visible(reason)) }
-                            }
-                        }
-                        @for (info, reason) in skipped {
-                            tr {
-                                th scope="row" { (visible(&info.name)) }
-                                td { "skipped" }
+                                th scope="row" { (visible(name)) }
+                                td class="what" { (what) }
                                 td class="reason" { (visible(reason)) }
                             }
                         }
@@ -87,25 +78,44 @@ pub(super) fn failures(results: &Results) -> Markup {
     }
 }
 
-/// The rounds of failures, by contestant and reason.
-fn failed_runs(results: &Results) -> BTreeMap<(&str, &str), Vec<String>> {
-    let mut runs: BTreeMap<_, Vec<_>> = BTreeMap::new();
-    let round = |sample: &Sample| {
-        let kind = if sample.warmup { "warm-up" } else { "round" };
-        format!("{kind} {}", sample.round)
-    };
-    for sample in &results.samples {
-        if let Some(reason) = &sample.failure {
-            runs.entry((sample.contestant.as_str(), reason.as_str())).or_default().push(round(sample));
-        }
+/// A contestant's name, what is missing of it, and why: runs that failed for the same reason together.
+fn absences<'a>(results: &'a Results, info: &'a ContestantInfo) -> Vec<(&'a str, String, &'a str)> {
+    let runs = results.samples.iter().filter(|sample| sample.contestant == info.name);
+    let memory = results.memory.iter().filter(|sample| sample.contestant == info.name);
+    let failed = runs
+        .filter_map(|sample| {
+            let what = if sample.warmup { (0, "warm-up round") } else { (1, "round") };
+            Some(((what, sample.failure.as_deref()?), sample.round))
+        })
+        .chain(
+            memory.filter_map(|sample| Some((((2, "memory run"), sample.failure.as_deref()?), sample.round))),
+        );
+    let mut rounds: BTreeMap<_, Vec<u32>> = BTreeMap::new();
+    for (key, round) in failed {
+        rounds.entry(key).or_default().push(round);
     }
-    for sample in &results.memory {
-        if let Some(reason) = &sample.failure {
-            let round = format!("memory run {}", sample.round);
-            runs.entry((sample.contestant.as_str(), reason.as_str())).or_default().push(round);
-        }
-    }
-    runs
+    let skipped = info.skipped.as_deref().map(|reason| (info.name.as_str(), "skipped".to_owned(), reason));
+    let failed = rounds.into_iter().map(|(((_, what), reason), rounds)| {
+        let plural = if rounds.len() == 1 { "" } else { "s" };
+        (info.name.as_str(), format!("{what}{plural} {} failed", ranges(rounds)), reason)
+    });
+    skipped.into_iter().chain(failed).collect()
+}
+
+/// Numbers as a reader would list them, e.g. `3, 5, 7–29`.
+fn ranges(mut numbers: Vec<u32>) -> String {
+    numbers.sort_unstable();
+    numbers.dedup();
+    let runs: Vec<_> = numbers
+        .chunk_by(|a, b| a.checked_add(1) == Some(*b))
+        .filter_map(|run| match run {
+            [] => None,
+            [one] => Some(one.to_string()),
+            [first, second] => Some(format!("{first}, {second}")),
+            [first, .., last] => Some(format!("{first}–{last}")),
+        })
+        .collect();
+    runs.join(", ")
 }
 
 /// How to read the page.
@@ -114,21 +124,33 @@ pub(super) fn reading(baseline: &str) -> Markup {
         section class="reading" {
             h2 id="reading" { "How to read this" }
             ul {
-                li { "Every contestant ran the same command on the same root file system. Within each round they ran one "
-                    "after the other in a random order, so that a slow moment of the host meets all alike. Warm-up "
-                    "rounds do not count." }
-                li { "The interval beside a median is a 95 % confidence interval: were the whole bench repeated, about "
+                li {
+                    "Every contestant ran the same command. Within each round they ran one after the other in a random "
+                    "order, so that a slow moment of the host meets all alike. Warm-up rounds do not count."
+                }
+                li {
+                    "The interval beside a median is a 95 % confidence interval: were the whole bench repeated, about "
                     "19 of 20 such intervals would hold the true median " i { "of this host at this time" }
-                    ". Figures of another host, or of another hour, are not comparable; ratios are better, but not immune." }
-                li { "A ratio is the time of a contestant divided by that of " b { (visible(baseline)) }
+                    ". Figures of another host, or of another hour, are not comparable; ratios are better, but not "
+                    "immune."
+                }
+                li {
+                    "A ratio is the time of a contestant divided by that of " b { (visible(baseline)) }
                     ", its interval taken over rounds. Where the interval contains 1 the table says “no difference "
-                    "shown”: that is no proof that there is none." }
-                li { "“n/a” is a figure that could not be taken. It is never 0, and hatched parts of bars are of unknown "
-                    "division, not of unknown length." }
-                li { "The parts of a bar end at the median of their milestone. Medians of parts need not add up exactly "
-                    "as those of a single run do." }
-                li { "PSS counts a page that several processes share in parts; peaks of cgroups also count the page "
-                    "cache that a run happened to touch first." }
+                    "shown”: that is no proof that there is none."
+                }
+                li {
+                    "“n/a” is a figure that could not be taken. It is never 0. A hatched part of a bar is as long as "
+                    "it was measured; only how it divides is not known."
+                }
+                li {
+                    "The parts of a bar end at the median of their milestone. Medians of parts need not add up exactly "
+                    "as those of a single run do."
+                }
+                li {
+                    "PSS counts a page that several processes share in parts; peaks of cgroups also count the page "
+                    "cache that a run happened to touch first."
+                }
             }
         }
     }
@@ -228,4 +250,22 @@ fn inert(json: &str) -> String {
         }
         text
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounds_are_listed_briefly() {
+        assert_eq!(ranges(vec![29, 3, 5, 7, 8, 9, 10, 30]), "3, 5, 7–10, 29, 30");
+        assert_eq!(ranges(vec![u32::MAX, 0]), format!("0, {}", u32::MAX));
+        assert_eq!(ranges(Vec::new()), "");
+    }
+
+    #[test]
+    fn data_cannot_leave_its_element() {
+        let json = inert("[\"</script><!-- & \u{2028}\u{202e}\u{7f}\"]");
+        assert_eq!(json, r#"["\u003c/script\u003e\u003c!-- \u0026 \u2028\u202e\u007f"]"#);
+    }
 }

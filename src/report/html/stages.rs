@@ -179,7 +179,8 @@ fn on_one_scale(row: &Figures<'_>, parts: &[Part], scale: &Scale, index: usize, 
         (plot::image(&id, HEIGHT, &format!("Stages of {}", row.info.name), &description(row, parts), &bar))
         @if listed { (list(row, parts)) }
     };
-    plot::row(row, html! { b { (ms(end.to)) " ms" } }, &content)
+    let row = plot::row(row, html! { b { (ms(end.to)) " ms" } }, &content);
+    html! { div class=(if listed { "listed" } else { "thin" }) { (row) } }
 }
 
 fn at_full_width(row: &Figures<'_>, parts: &[Part], index: usize) -> Markup {
@@ -256,5 +257,66 @@ fn cell(row: &Figures<'_>, milestone: &str) -> Markup {
         }
         None if milestone == "first_output" && row.is_silent() => html! { span class="quiet" { "none" } },
         None => html! { span class="quiet" { (number::NOT_AVAILABLE) } },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::figures;
+    use super::*;
+    use crate::bench::fixture;
+    use crate::bench::model::Results;
+    use crate::bench::summary::Summary;
+
+    /// First and last stage of each part, counted from 1, and where the last one ends.
+    fn told(results: &Results, name: &str) -> (Vec<(usize, usize)>, f64) {
+        let summary = Summary::of(results);
+        let all = figures::all(results, &summary);
+        let parts = parts(all.iter().find(|row| row.info.name == name).unwrap());
+        assert!(parts.windows(2).all(|two| two[0].to == two[1].from), "{name}: a gap");
+        (parts.iter().map(|part| (part.first + 1, part.last + 1)).collect(), parts.last().unwrap().to)
+    }
+
+    fn without(milestones: &[&str]) -> Results {
+        let mut results = fixture::results();
+        results.contestants.retain(|info| ["process", "namespaces", "runc", "vm"].contains(&&*info.name));
+        results.samples.retain(|sample| sample.round < 5 && sample.contestant != "docker");
+        for sample in &mut results.samples {
+            sample.milestones.retain(|name, _| !milestones.contains(&name.as_str()));
+        }
+        results
+    }
+
+    #[test]
+    fn what_is_not_told_is_one_part_and_what_cannot_be_is_none() {
+        let results = without(&[]);
+        assert_eq!(told(&results, "vm").0, (1..=7).map(|stage| (stage, stage)).collect::<Vec<_>>());
+        assert_eq!(told(&results, "namespaces").0, [(1, 1), (3, 3), (4, 4), (5, 5), (6, 6), (7, 7)]);
+        assert_eq!(told(&results, "runc").0, [(1, 5), (6, 7)]);
+        assert_eq!(told(&without(&["kernel_entered"]), "vm").0[1], (2, 3), "a VM has a kernel, told or not");
+        let bare = without(&["ready", "init_started", "workload_started"]);
+        assert_eq!(told(&bare, "process").0, [(5, 5), (6, 6), (7, 7)], "a bare process has none of these");
+    }
+
+    #[test]
+    fn a_silent_workload_has_no_first_output() {
+        let mut results = without(&["first_output"]);
+        assert_eq!(told(&results, "namespaces").0[3], (5, 6), "it printed, but when is not known");
+        for sample in &mut results.samples {
+            sample.output_bytes = 0;
+        }
+        assert_eq!(told(&results, "namespaces").0[3], (6, 6));
+    }
+
+    #[test]
+    fn milestones_that_cross_do_not_go_back() {
+        let mut results = without(&[]);
+        for sample in results.samples.iter_mut().filter(|sample| sample.contestant == "vm") {
+            let exit = sample.milestones["workload_exited"];
+            sample.milestones.insert("first_output".to_owned(), exit + 1_000_000);
+        }
+        let summary = Summary::of(&results);
+        let (parts, end) = told(&results, "vm");
+        assert_eq!((parts.len(), end), (7, summary.row("vm").unwrap().milestones["reaped"]));
     }
 }

@@ -33,6 +33,7 @@ pub(super) fn memory(rows: &[Figures<'_>]) -> Markup {
     let sizes = rows.iter().flat_map(|row| row.row.memory.pss.into_iter().chain(row.row.memory.cgroup_peak));
     let Some(scale) = Scale::from_zero(sizes) else { return Markup::default() };
     let measured = || rows.iter().filter(|row| row.row.memory.pss.is_some());
+    let has_guest = measured().any(|row| row.row.memory.pss_guest.is_some());
     let has_unsplit = measured().any(is_unsplit);
     let has_peak = measured().any(|row| row.row.memory.cgroup_peak.is_some());
     html! {
@@ -45,7 +46,7 @@ pub(super) fn memory(rows: &[Figures<'_>]) -> Markup {
                 }
                 ul class="key" aria-label="Key" {
                     (key_entry("own", "own: runtime or VMM, and the workload of a process or container"))
-                    (key_entry("guest", "memory of the guest"))
+                    @if has_guest { (key_entry("guest", "memory of the guest")) }
                     @if has_unsplit { (key_entry("unsplit", "both, not told apart")) }
                     @if has_peak {
                         li {
@@ -218,7 +219,7 @@ pub(super) fn exits(rows: &[Figures<'_>]) -> Markup {
                         tr {
                             th scope="col" { "contestant" }
                             th scope="col" class="n" { "exits" }
-                            th scope="col" { "of these" }
+                            th scope="col" class="reasons" { "of these" }
                         }
                     }
                     tbody {

@@ -1,9 +1,10 @@
 //! A disk image or block device of the host as storage: opening, locking, and what it is like.
 
+mod host;
+
 use std::fs::{File, Metadata};
 use std::io;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,6 +12,7 @@ use thiserror::Error;
 use virtio_bindings::bindings::virtio_blk::VIRTIO_BLK_ID_BYTES;
 use vmm_sys_util::eventfd::EventFd;
 
+use self::host::{check_format, direct_alignment, is_locked, lock, make_blocking, open};
 use super::features::{Geometry, SECTOR};
 use super::plain::Plain;
 use super::storage::{Backend, Storage};
@@ -20,15 +22,6 @@ use super::uring::Uring;
 pub const SERIAL_LEN: usize = VIRTIO_BLK_ID_BYTES as usize;
 /// Most queues of a disk.
 pub const MAX_QUEUES: u16 = 16;
-/// What transfers past the host's cache must be aligned to where the kernel does not say.
-const DIRECT_ALIGNMENT: u32 = 4096;
-/// Images that are not raw, by the bytes at an offset.
-const FORMATS: [(u64, &[u8], &str); 4] = [
-    (0, b"QFI\xfb", "qcow2"),
-    (0, b"KDMV", "VMDK"),
-    (0, b"vhdxfile", "VHDX"),
-    (0x40, b"\x7f\x10\xda\xbe", "VDI"),
-];
 
 /// A disk cannot be used.
 #[derive(Debug, Error)]
@@ -42,7 +35,8 @@ pub enum DiskError {
     #[error("{} is neither a file nor a block device", .0.display())]
     Kind(PathBuf),
     #[error(
-        "{} is a {format} image, and Tandem takes raw ones: qemu-img convert -O raw {} {}.raw",
+        "{} looks like a {format} image, and Tandem takes raw ones: qemu-img convert -O raw {} {}.raw; if it is raw, and its \
+         guest has written that into it, add ,format=raw to --disk",
         path.display(), path.display(), path.display()
     )]
     Format { path: PathBuf, format: &'static str },
@@ -84,12 +78,14 @@ pub struct DiskOptions {
     pub direct: bool,
     /// Number of queues.
     pub queues: u16,
+    /// It is raw whatever it looks like: a guest may write the beginning of another format into its disk.
+    pub raw: bool,
 }
 
 impl DiskOptions {
     /// A disk of one queue, to be written, through the host's page cache.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), readonly: false, serial: None, direct: false, queues: 1 }
+        Self { path: path.into(), readonly: false, serial: None, direct: false, queues: 1, raw: false }
     }
 }
 
@@ -120,12 +116,12 @@ impl Engine {
     }
 }
 
-/// A disk that is open and locked.
+/// A disk that is open, and locked if it is to be used.
 #[derive(Clone, Debug)]
 pub struct Disk {
     file: Arc<File>,
     /// Holds the lock, and is closed at once when the last of this goes: a ring lets go of its file some time later.
-    _lock: Arc<File>,
+    lock: Arc<File>,
     path: PathBuf,
     geometry: Geometry,
     serial: Option<String>,
@@ -143,6 +139,16 @@ impl Disk {
     /// # Errors
     /// See [`DiskError`].
     pub fn open(options: &DiskOptions, engine: Engine) -> Result<Self, DiskError> {
+        let disk = Self::look_at(options, engine)?;
+        lock(&disk.lock, options)?;
+        Ok(disk)
+    }
+
+    /// The same for one that is not used, whether or not somebody else uses it.
+    ///
+    /// # Errors
+    /// See [`DiskError`].
+    pub fn look_at(options: &DiskOptions, engine: Engine) -> Result<Self, DiskError> {
         let path = options.path.clone();
         let printable = |serial: &String| {
             (1..=SERIAL_LEN).contains(&serial.len())
@@ -161,8 +167,6 @@ impl Disk {
         if !kind.is_file() && !kind.is_block_device() {
             return Err(DiskError::Kind(path));
         }
-        lock(&lock_file, options)?;
-        check_format(&lock_file, options)?;
         let file = open(options, options.direct)?;
         let same =
             |file: io::Result<Metadata>| file.map(|m| (m.dev(), m.ino()) == (metadata.dev(), metadata.ino()));
@@ -172,6 +176,9 @@ impl Disk {
         make_blocking(&file, options).map_err(unreadable)?;
         // Of a block device the metadata tell no size.
         let len = io::Seek::seek(&mut &file, io::SeekFrom::End(0)).map_err(unreadable)?;
+        if !options.raw {
+            check_format(&lock_file, len, options)?;
+        }
         let (block, alignment) = if options.direct { direct_alignment(&file) } else { (SECTOR as u32, 1) };
         if len == 0 {
             return Err(DiskError::Empty(path));
@@ -186,7 +193,7 @@ impl Disk {
         let (file, serial) = (Arc::new(file), options.serial.clone());
         Ok(Self {
             file,
-            _lock: Arc::new(lock_file),
+            lock: Arc::new(lock_file),
             path,
             geometry,
             serial,
@@ -199,6 +206,17 @@ impl Disk {
     /// Where it is on the host.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Whether somebody else uses it, beside whom it cannot be used.
+    pub fn is_in_use(&self) -> bool {
+        is_locked(&self.lock, self.geometry.writable)
+    }
+
+    /// Whether both are the same file, and that cannot be.
+    pub fn conflicts_with(&self, other: &Self) -> bool {
+        let id = |disk: &Self| disk.lock.metadata().map(|metadata| (metadata.dev(), metadata.ino())).ok();
+        (self.geometry.writable || other.geometry.writable) && id(self) == id(other)
     }
 
     /// The open file.
@@ -244,157 +262,5 @@ impl Storage for Disk {
     }
 }
 
-fn open(options: &DiskOptions, direct: bool) -> Result<File, DiskError> {
-    let path = options.path.clone();
-    let open = |extra: libc::c_int| {
-        // Whatever it turns out to be, opening it shall not wait.
-        let flags = libc::O_NONBLOCK | libc::O_NOCTTY | extra;
-        File::options().read(true).write(!options.readonly).custom_flags(flags).open(&options.path)
-    };
-    match open(if direct { libc::O_DIRECT } else { 0 }) {
-        Ok(file) => Ok(file),
-        Err(source) if direct && source.raw_os_error() == Some(libc::EINVAL) => {
-            Err(DiskError::Direct { path, source })
-        }
-        Err(source)
-            if !options.readonly
-                && matches!(source.raw_os_error(), Some(libc::EACCES | libc::EROFS | libc::EPERM)) =>
-        {
-            Err(DiskError::OpenForWriting { path, source })
-        }
-        Err(source) => Err(DiskError::Open { path, source }),
-    }
-}
-
-/// Takes O_NONBLOCK away again, which io_uring takes for a wish not to wait for the storage.
-fn make_blocking(file: &File, options: &DiskOptions) -> io::Result<()> {
-    let flags = if options.direct { libc::O_DIRECT } else { 0 };
-    // SAFETY: plain system call on an open descriptor.
-    if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags) } == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
-}
-
-/// Locks the whole file for as long as it is open, whoever else has it open in this process: for itself if it is to be
-/// written, else with others who only read it.
-fn lock(file: &File, options: &DiskOptions) -> Result<(), DiskError> {
-    let kind = if options.readonly { libc::F_RDLCK } else { libc::F_WRLCK };
-    // SAFETY: all-zero bytes are a valid flock: the whole file, whatever its length.
-    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
-    (lock.l_type, lock.l_whence) = (kind as libc::c_short, libc::SEEK_SET as libc::c_short);
-    // SAFETY: the descriptor is open, and the lock is valid for reads.
-    if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) } == 0 {
-        return Ok(());
-    }
-    let source = io::Error::last_os_error();
-    let path = options.path.clone();
-    match source.raw_os_error() {
-        Some(libc::EAGAIN | libc::EACCES) => Err(DiskError::Locked(path)),
-        _ => Err(DiskError::Lock { path, source }),
-    }
-}
-
-/// A virtual machine would see the insides of an image of another format, and destroy them.
-fn check_format(file: &File, options: &DiskOptions) -> Result<(), DiskError> {
-    for (offset, magic, format) in FORMATS {
-        let mut found = [0; 8];
-        let found = found.get_mut(..magic.len()).unwrap_or_default();
-        if file.read_exact_at(found, offset).is_ok() && found == magic {
-            return Err(DiskError::Format { path: options.path.clone(), format });
-        }
-    }
-    Ok(())
-}
-
-/// What offsets and memory must be aligned to for transfers past the host's cache: of offsets at least a sector.
-fn direct_alignment(file: &File) -> (u32, u32) {
-    // SAFETY: all-zero bytes are a valid statx.
-    let mut stat: libc::statx = unsafe { std::mem::zeroed() };
-    let mask = libc::STATX_DIOALIGN;
-    // Not libc's function: the standard library refers to it weakly, and in a static program optimised as a whole that
-    // reference wins, and leads nowhere.
-    // SAFETY: the descriptor is open, the path is empty and ends with NUL, `stat` is valid for writes.
-    let failed = unsafe {
-        let (path, flags) = (c"".as_ptr(), libc::AT_EMPTY_PATH);
-        libc::syscall(libc::SYS_statx, file.as_raw_fd(), path, flags, mask, &raw mut stat)
-    };
-    let usable = |value: u32| value.is_power_of_two() && value <= 64 << 10;
-    if failed == 0 && stat.stx_mask & mask != 0 && usable(stat.stx_dio_offset_align) {
-        let memory = Some(stat.stx_dio_mem_align).filter(|align| usable(*align));
-        let block = stat.stx_dio_offset_align.max(SECTOR as u32);
-        // The length of each piece of memory, not only their sum, must be whole blocks besides; of both the stricter.
-        return (block, memory.unwrap_or(DIRECT_ALIGNMENT).max(block));
-    }
-    (DIRECT_ALIGNMENT, DIRECT_ALIGNMENT)
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn image(contents: &[u8]) -> tempfile::NamedTempFile {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), contents).unwrap();
-        file
-    }
-
-    fn open(options: &DiskOptions) -> Result<Disk, String> {
-        Disk::open(options, Engine::Plain).map_err(|error| error.to_string())
-    }
-
-    #[test]
-    fn a_writable_image_is_for_one_and_a_read_only_one_for_all() {
-        let file = image(&[0; 1024]);
-        let write = DiskOptions::new(file.path());
-        let read = DiskOptions { readonly: true, ..write.clone() };
-        let first = open(&write).unwrap();
-        for options in [&write, &read] {
-            let error = open(options).unwrap_err();
-            assert!(error.contains("in use") && error.contains(",readonly"), "{error}");
-        }
-        drop(first);
-        let _two = (open(&read).unwrap(), open(&read).unwrap());
-        assert!(open(&write).is_err());
-    }
-
-    #[test]
-    fn what_is_no_disk_is_refused_with_a_remedy() {
-        let path = |file: &tempfile::NamedTempFile| DiskOptions::new(file.path());
-        let mut vdi = [0; 512];
-        vdi[0x40..0x44].copy_from_slice(b"\x7f\x10\xda\xbe");
-        let qcow2 = [b"QFI\xfb".as_slice(), &[0; 508]].concat();
-        for (contents, words) in [
-            (qcow2.as_slice(), &["qcow2", "qemu-img convert -O raw"][..]),
-            (&vdi, &["VDI", "qemu-img convert"]),
-            (&[], &["empty", "truncate"]),
-            (&[0; 700], &["700", "truncate -s %512"]),
-        ] {
-            let file = image(contents);
-            let error = open(&path(&file)).unwrap_err();
-            assert!(words.iter().all(|word| error.contains(word)), "{error}");
-        }
-        assert!(open(&DiskOptions::new("/dev/null")).unwrap_err().contains("neither"));
-        let absent = Disk::open(&DiskOptions::new("/nonexistent/image"), Engine::Plain).unwrap_err();
-        assert!(absent.is_not_found());
-    }
-
-    #[test]
-    fn serial_numbers_and_queues_have_limits() {
-        let file = image(&[0; 512]);
-        let options = DiskOptions::new(file.path());
-        for serial in ["", "123456789012345678901", "tab\t", "\u{e9}"] {
-            assert!(
-                open(&DiskOptions { serial: Some(serial.into()), ..options.clone() }).is_err(),
-                "{serial}"
-            );
-        }
-        for queues in [0, MAX_QUEUES + 1] {
-            assert!(open(&DiskOptions { queues, ..options.clone() }).is_err());
-        }
-        let serial = Some("12345678901234567890".to_owned());
-        let disk = open(&DiskOptions { serial: serial.clone(), queues: MAX_QUEUES, ..options }).unwrap();
-        assert_eq!((disk.serial(), disk.geometry().len), (serial.as_deref(), 512));
-    }
-}
+mod tests;

@@ -3,20 +3,25 @@
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
 
 use virtio_bindings::bindings::virtio_blk::{VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::request::{Range, Request};
-use super::storage::{Action, Aligned, Buffers, Completion, Operation};
+use super::storage::{AT_ONCE, Action, Aligned, Buffers, Completion, Operation};
 use crate::devices::virtio::chain::Segment;
 
 /// How often an operation that is to be tried again is.
 const TRIES: u8 = 16;
+/// How long the host, which is short of something, is left alone before the first of these; then twice as long each time, up
+/// to 16 times: a quarter of a second in all, in which the queue's thread does nothing else.
+const PAUSE: Duration = Duration::from_millis(1);
 /// Bytes of zeros that are kept for storage that cannot zero a range by itself.
 const ZEROS_LEN: usize = 64 << 10;
-/// Bytes that one operation writes of them.
-const ZEROS_AT_ONCE: u64 = 8 << 20;
+/// Bytes that one operation discards or zeros without writing them.
+const RANGE_AT_ONCE: u64 = 128 << 20;
 /// Most bytes of memory of our own that replace a guest's buffers at a time, whole blocks of any size: what a guest asks for
 /// at once could be more than the host has.
 const BOUNCED_AT_ONCE: u32 = 256 << 10;
@@ -42,20 +47,22 @@ impl Workshop {
         self.zeros.as_ref().map(|zeros| Buffers::repeated(zeros, len))
     }
 
-    /// The buffers of a transfer. Where the guest's do not suit the storage they are replaced by memory of our own, and
-    /// only so much is transferred at a time: the rest of the segments comes back in `rest`.
+    /// The buffers of a transfer. Where the guest's do not suit the storage they are replaced by memory of our own. Only so
+    /// much is transferred at a time: the rest of the segments comes back in `rest`.
     fn buffers(
         &self,
         action: Action,
         segments: &mut Vec<Segment>,
         rest: &mut Vec<Segment>,
     ) -> Option<(Buffers, Option<Arc<Aligned>>)> {
+        *rest = cut(segments, AT_ONCE);
         let mut buffers = Buffers::in_guest(&self.memory, segments)?;
         if buffers.are_aligned(self.alignment) {
             return Some((buffers, None));
         }
         if buffers.len() > BOUNCED_AT_ONCE.into() {
-            *rest = cut(segments, BOUNCED_AT_ONCE);
+            let behind = cut(segments, BOUNCED_AT_ONCE);
+            rest.splice(..0, behind);
             buffers = Buffers::in_guest(&self.memory, segments)?;
         }
         let len = usize::try_from(buffers.len()).ok()?;
@@ -166,20 +173,21 @@ impl Job {
                     }
                     (action, Range { offset, len }, buffers)
                 }
-                Step::Discard(range) => (Action::Discard, range, Buffers::default()),
-                // Giving the space back makes it read as zeros as well.
-                Step::Zero(range, true) => (Action::Discard, range, Buffers::default()),
-                Step::Zero(range, false) => (Action::Zero, range, Buffers::default()),
-                Step::WriteZeros(Range { offset, len }) => {
-                    let part = len.min(ZEROS_AT_ONCE);
-                    if part < len {
-                        let rest = Range { offset: offset + part, len: len - part };
-                        self.steps.push_front(Step::WriteZeros(rest));
-                    }
-                    let Some(buffers) = workshop.zeros(part) else {
+                Step::Discard(range) => {
+                    let range = self.first(range, RANGE_AT_ONCE, Step::Discard);
+                    (Action::Discard, range, Buffers::default())
+                }
+                Step::Zero(range, unmap) => {
+                    let range = self.first(range, RANGE_AT_ONCE, |rest| Step::Zero(rest, unmap));
+                    // Giving the space back makes it read as zeros as well.
+                    (if unmap { Action::Discard } else { Action::Zero }, range, Buffers::default())
+                }
+                Step::WriteZeros(range) => {
+                    let range = self.first(range, AT_ONCE.into(), Step::WriteZeros);
+                    let Some(buffers) = workshop.zeros(range.len) else {
                         return failed(Action::Write, io::ErrorKind::OutOfMemory.into());
                     };
-                    (Action::Write, Range { offset, len: part }, buffers)
+                    (Action::Write, range, buffers)
                 }
                 Step::Sync => (Action::Sync, Range { offset: 0, len: 0 }, Buffers::default()),
             };
@@ -189,6 +197,16 @@ impl Job {
                 return Progress::Perform(Operation { job: self.number, action, offset, len, buffers });
             }
         }
+    }
+
+    /// The first `len` bytes of a range; what is behind is the next step.
+    fn first(&mut self, range: Range, len: u64, step: impl Fn(Range) -> Step) -> Range {
+        let Range { offset, len: whole } = range;
+        let len = whole.min(len);
+        if len < whole {
+            self.steps.push_front(step(Range { offset: offset + len, len: whole - len }));
+        }
+        Range { offset, len }
     }
 
     /// Goes on after an operation has been performed.
@@ -213,6 +231,9 @@ impl Job {
         };
         match (error.raw_os_error(), action) {
             (Some(libc::EINTR | libc::EAGAIN), _) if self.tries < TRIES => {
+                if error.raw_os_error() == Some(libc::EAGAIN) {
+                    thread::sleep(PAUSE * (1 << self.tries.min(4)));
+                }
                 self.tries += 1;
                 Progress::Perform(operation)
             }

@@ -8,9 +8,11 @@ pub mod disk;
 mod features;
 mod job;
 mod plain;
+mod polling;
 mod request;
 mod shared;
 pub mod storage;
+mod syncs;
 mod uring;
 mod worker;
 

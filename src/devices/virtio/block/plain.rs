@@ -43,6 +43,10 @@ impl Backend for Plain {
     fn arm(&mut self) -> bool {
         !self.completed.is_empty() || !self.pushed.is_empty()
     }
+
+    fn rest(&mut self) {
+        self.pushed.clear();
+    }
 }
 
 /// Performs operations, at least one if there is any, but no more when that has taken some time.

@@ -1,11 +1,13 @@
 //! What the queues of a disk have in common.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::disk::SERIAL_LEN;
 use super::features::{CONFIG_WCE, FLUSH, Geometry};
 use super::storage::{Action, Storage};
+use super::syncs::Syncs;
 
 /// A disk as its queues see it.
 pub struct Shared {
@@ -16,9 +18,8 @@ pub struct Shared {
     id: [u8; SERIAL_LEN],
     /// What the driver has chosen in the configuration.
     writeback: AtomicBool,
-    /// The storage could not make writes last, and nobody knows which.
-    lost_writes: AtomicBool,
-    complained: [AtomicBool; 7],
+    syncs: Arc<Syncs>,
+    complained: [AtomicBool; 8],
 }
 
 impl Shared {
@@ -39,7 +40,7 @@ impl Shared {
             alignment,
             id,
             writeback: AtomicBool::new(true),
-            lost_writes: AtomicBool::new(false),
+            syncs: Arc::default(),
             complained: Default::default(),
         }
     }
@@ -85,10 +86,10 @@ impl Shared {
         features & FLUSH == 0 || features & CONFIG_WCE != 0 && !self.writeback()
     }
 
-    /// Whether a flush must fail because one has: the kernel reports a failed write-back once, and then takes the pages
-    /// for clean.
-    pub fn has_lost_writes(&self) -> bool {
-        self.lost_writes.load(Ordering::Acquire)
+    /// The turns of syncs. After one that failed all others do: the kernel reports a failed write-back once, and then takes
+    /// the pages for clean.
+    pub fn syncs(&self) -> &Arc<Syncs> {
+        &self.syncs
     }
 
     /// Tells the user once of each kind of operation that fails.
@@ -100,9 +101,6 @@ impl Shared {
             Action::Discard => ("discard", 3),
             Action::Zero => ("zero", 4),
         };
-        if action == Action::Sync {
-            self.lost_writes.store(true, Ordering::Release);
-        }
         if self.is_first(index) {
             let remedy = match (error.raw_os_error(), error.kind()) {
                 (Some(libc::ENOSPC | libc::EDQUOT), _) => "; make room on the host",
@@ -131,6 +129,17 @@ impl Shared {
     pub fn complain_of_host(&self, error: &io::Error) {
         if self.is_first(6) {
             tracing::error!("{}: cannot serve a queue: {error}", self.name);
+        }
+    }
+
+    /// Tells the user once that the machine's end does not wait for the storage any longer.
+    pub fn complain_of_silence(&self) {
+        if self.is_first(7) {
+            tracing::error!(
+                "{}: the storage does not answer; what is under way is left behind. Should this process stay, the host's \
+                 kernel waits for that storage as well",
+                self.name
+            );
         }
     }
 

@@ -13,6 +13,9 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::devices::virtio::chain::Segment;
 
+/// Most bytes that one operation transfers: between operations whoever performs them can be stopped.
+pub const AT_ONCE: u32 = 4 << 20;
+
 /// Where back ends come from.
 pub trait Storage: Send + Sync {
     /// A back end for `depth` operations at a time, which writes to `wake` when one has completed and it is
@@ -40,6 +43,10 @@ pub trait Backend: Send {
     /// From now until the next operation is submitted or taken, each that completes wakes whoever waits. Returns whether
     /// one has completed already, or waits to be submitted: then there may be no wake-up for it.
     fn arm(&mut self) -> bool;
+
+    /// The end: begins nothing more, and waits until nothing is under way. It returns only when no operation can touch its
+    /// buffers any more; those that were performed are there to be [taken](Backend::completion).
+    fn rest(&mut self) {}
 }
 
 /// What is to be done.

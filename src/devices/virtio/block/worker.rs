@@ -3,31 +3,39 @@
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use virtio_bindings::bindings::virtio_blk::{VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK};
+use virtio_bindings::bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::job::{Job, Progress, Workshop};
+use super::polling::Polling;
 use super::request::{self, Limits, Request};
 use super::shared::Shared;
 use super::storage::{Action, Backend, Completion, Operation};
+use super::syncs::{Entry, Turn};
 use crate::devices::virtio::chain::{self, Segment};
 use crate::devices::virtio::{INDIRECT_DESC, Running, Signals, Start};
 
 /// How often who waits for the thread's end looks whether the machine's is overdue.
 const LOOK: Duration = Duration::from_millis(20);
 
+/// Most requests that are taken first after idleness: while the others are performed, the driver wakes up and deals with
+/// their answers.
+const FIRST: usize = 8;
+
 /// A queue that is served.
 pub struct Worker {
     stop: Arc<AtomicBool>,
     notify: Arc<EventFd>,
     signals: Arc<Signals>,
+    shared: Arc<Shared>,
     /// Closed when the thread has ended.
     ended: Receiver<()>,
     thread: Option<JoinHandle<()>>,
@@ -42,7 +50,7 @@ impl Worker {
         let stop = Arc::new(AtomicBool::new(false));
         let (notify, signals) = (start.notify.clone(), start.signals.clone());
         let (end, ended) = mpsc::channel::<()>();
-        let told = stop.clone();
+        let (told, disk) = (stop.clone(), shared.clone());
         let name = format!("disk queue {}", start.number);
         let thread = thread::Builder::new().name(name).spawn(move || {
             // Dropped last.
@@ -56,7 +64,7 @@ impl Worker {
                 }
             }
         })?;
-        Ok(Self { stop, notify, signals, ended, thread: Some(thread) })
+        Ok(Self { stop, notify, signals, shared: disk, ended, thread: Some(thread) })
     }
 }
 
@@ -70,7 +78,7 @@ impl Drop for Worker {
         while self.ended.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
             if self.signals.is_overdue() {
                 // What it uses is its own as well, and the process is about to end.
-                tracing::error!("the storage of a disk does not answer; what is under way is left behind");
+                self.shared.complain_of_silence();
                 return;
             }
         }
@@ -114,15 +122,17 @@ struct Server {
     /// Jobs under way by their numbers, as many as the queue has entries at most.
     jobs: Vec<Option<(Job, Answer)>>,
     free: Vec<usize>,
-    /// Whether a sync is under way. There is one at a time: the kernel reports lost writes to the first that asks, and the
-    /// others would succeed.
-    syncing: bool,
-    /// Jobs whose next operation is a sync, which wait for the one under way.
-    syncs: VecDeque<(usize, Job, Answer, Operation)>,
-    /// How many of these waited already when it began: it is theirs as well.
-    covered: usize,
+    /// The turn of the sync that is under way here, if one is. It goes after the back end has come to rest.
+    turn: Option<Turn>,
+    /// Jobs whose next operation is a sync, and how many syncs of the disk had begun when they came to that.
+    syncs: VecDeque<(u64, usize, Job, Answer, Operation)>,
     /// Entries of the used ring that the driver has not been told of.
     untold: bool,
+    /// How many requests to take next.
+    most: usize,
+    polling: Polling,
+    /// Since when there has been something to do.
+    awake_since: Instant,
 }
 
 impl Server {
@@ -143,10 +153,12 @@ impl Server {
             workshop: Workshop::new(memory.clone(), shared.alignment()),
             jobs: (0..depth).map(|_| None).collect(),
             free: (0..usize::from(depth)).rev().collect(),
-            syncing: false,
+            turn: None,
             syncs: VecDeque::new(),
-            covered: 0,
             untold: false,
+            most: FIRST,
+            polling: Polling::new(),
+            awake_since: Instant::now(),
             queue,
             memory,
             signals,
@@ -158,26 +170,28 @@ impl Server {
     fn run(mut self, stop: &AtomicBool) {
         let mut broken = false;
         while !stop.load(Ordering::Acquire) {
-            let busy = match self.turn(!broken) {
-                Ok(busy) => busy,
-                Err(error) => {
-                    self.shared.complain_of_driver(&error);
-                    self.signals.ask_for_reset();
-                    // What is under way is still answered.
-                    !std::mem::replace(&mut broken, true)
-                }
+            let step = match self.turn(!broken) {
+                Ok(false) => self.idle(!broken, stop),
+                other => other.map(drop),
             };
-            if !busy {
-                self.wait();
+            if let Err(error) = step {
+                self.shared.complain_of_driver(&error);
+                self.signals.ask_for_reset();
+                // What is under way is still answered.
+                broken = true;
             }
         }
-        // What is under way comes to its end; nobody wants to know any more.
-        self.jobs.clear();
+        // What is under way comes to its end; nobody wants to know any more, but what a sync tells is told once.
+        self.backend.rest();
+        while let Some(completion) = self.backend.completion() {
+            self.end_sync(&completion);
+        }
     }
 
     /// Does what can be done. Returns whether there may be more.
     fn turn(&mut self, take: bool) -> Result<bool, Broken> {
         let taken = if take { self.take()? } else { 0 };
+        self.next_sync()?;
         self.backend.submit().map_err(Broken::Backend)?;
         let mut completed = 0;
         while let Some(completion) = self.backend.completion() {
@@ -185,19 +199,48 @@ impl Server {
             completed += 1;
         }
         self.tell()?;
-        if taken + completed > 0 {
-            return Ok(true);
+        Ok(taken + completed > 0)
+    }
+
+    /// Passes the time until there may be something to do.
+    fn idle(&mut self, take: bool, stop: &AtomicBool) -> Result<(), Broken> {
+        // What is under way takes the storage longer than any look.
+        let at_rest = self.free.len() == self.jobs.len();
+        if !(take && at_rest && self.look(stop)?) {
+            // With all places taken, the next to happen is a completion.
+            let waiting = take && !self.free.is_empty() && self.queue.enable_notification(&*self.memory)?;
+            if !(self.backend.arm() || waiting) {
+                self.wait();
+            }
         }
-        // With all places taken, the next to happen is a completion.
-        let waiting = take && !self.free.is_empty() && self.queue.enable_notification(&*self.memory)?;
-        Ok(self.backend.arm() || waiting)
+        (self.awake_since, self.most) = (Instant::now(), FIRST);
+        Ok(())
+    }
+
+    /// Looks for requests, which the driver does not notify of, for a short while. Returns whether there are any.
+    fn look(&mut self, stop: &AtomicBool) -> Result<bool, Broken> {
+        let start = Instant::now();
+        let Some(span) = self.polling.after(start - self.awake_since) else { return Ok(false) };
+        loop {
+            let found = self.queue.avail_idx(&*self.memory, Ordering::Acquire)?.0 != self.queue.next_avail();
+            let looked = start.elapsed();
+            if found {
+                self.polling.found(looked);
+            } else if looked >= span {
+                self.polling.missed(looked);
+            } else if !stop.load(Ordering::Relaxed) {
+                std::hint::spin_loop();
+                continue;
+            }
+            return Ok(found);
+        }
     }
 
     /// Takes requests as long as there are places for them, and not more than the queue has entries: some are answered at
     /// once, and a driver that adds others meanwhile shall not keep this from the rest. Returns how many.
     fn take(&mut self) -> Result<usize, Broken> {
         let mut taken = 0;
-        let most = usize::from(self.queue.size());
+        let most = std::mem::replace(&mut self.most, self.queue.size().into());
         let memory = self.memory.clone();
         self.queue.disable_notification(&*memory)?;
         while !self.free.is_empty() && taken < most {
@@ -212,13 +255,16 @@ impl Server {
         let table = self.queue.desc_table();
         let chain = chain::read(&self.memory, table, self.queue.size(), head, self.indirect)?;
         let request::Decoded { request, status, room } = request::decode(&chain, &self.memory, &self.limits)?;
-        let mut answer = Answer { head, status, written: room.saturating_add(1) };
+        // From the beginning of the chain on: behind what only a read fills there is the status.
+        let wholly = room == 0 || matches!(request, Ok(Request::Read { .. }));
+        let mut answer = Answer { head, status, written: if wholly { room.saturating_add(1) } else { 0 } };
         let request = match request {
             Ok(Request::GetId { buffers }) => {
-                answer.written = self.write_id(&buffers).saturating_add(1);
+                let written = self.write_id(&buffers);
+                answer.written = written + u32::from(written == room);
                 return self.answer(&answer, VIRTIO_BLK_S_OK as u8);
             }
-            Ok(Request::Flush) if self.shared.has_lost_writes() => {
+            Ok(Request::Flush) if self.shared.syncs().have_failed() => {
                 return self.answer(&answer, VIRTIO_BLK_S_IOERR as u8);
             }
             Ok(request) => request,
@@ -237,58 +283,65 @@ impl Server {
         self.go_on(number, job, answer, progress)
     }
 
-    fn complete(&mut self, mut completion: Completion) -> Result<(), Broken> {
+    fn complete(&mut self, completion: Completion) -> Result<(), Broken> {
+        self.end_sync(&completion);
         let number = completion.operation.job;
         let Some((mut job, answer)) = self.jobs.get_mut(number).and_then(Option::take) else { return Ok(()) };
-        let is_sync = completion.operation.action == Action::Sync;
-        if is_sync {
-            self.syncing = false;
-            if self.shared.has_lost_writes() {
-                // Of another queue, meanwhile.
-                completion.result = Err(io::Error::from_raw_os_error(libc::EIO));
-            }
-        }
-        let succeeded = completion.result.is_ok();
         let progress = job.complete(completion, &mut self.workshop);
-        self.go_on(number, job, answer, progress)?;
-        if is_sync { self.next_sync(succeeded) } else { Ok(()) }
+        self.go_on(number, job, answer, progress)
     }
 
-    /// Lets those go on for whom the sync that has ended was as well, and begins the next for all others.
-    fn next_sync(&mut self, succeeded: bool) -> Result<(), Broken> {
-        let covered = std::mem::take(&mut self.covered);
-        for _ in 0..if succeeded { covered } else { 0 } {
-            let Some((number, mut job, answer, operation)) = self.syncs.pop_front() else { break };
-            let progress = job.complete(Completion { operation, result: Ok(0) }, &mut self.workshop);
-            self.go_on(number, job, answer, progress)?;
-        }
-        while !self.syncing
-            && let Some((number, job, answer, operation)) = self.syncs.pop_front()
+    /// Lets the next sync of the disk begin, if it was one that has completed.
+    fn end_sync(&mut self, completion: &Completion) {
+        if completion.operation.action == Action::Sync
+            && let Some(turn) = self.turn.take()
         {
-            self.covered = self.syncs.len();
-            self.go_on(number, job, answer, Progress::Perform(operation))?;
+            turn.end(&completion.result);
+        }
+    }
+
+    /// Lets those go on whose sync has been made meanwhile, and begins the next if it is this queue's turn.
+    fn next_sync(&mut self) -> Result<(), Broken> {
+        while self.turn.is_none()
+            && let Some((after, number, mut job, answer, operation)) = self.syncs.pop_front()
+        {
+            match self.shared.syncs().enter(after, &self.notify) {
+                Entry::Covered => {
+                    let progress = job.complete(Completion { operation, result: Ok(0) }, &mut self.workshop);
+                    self.go_on(number, job, answer, progress)?;
+                }
+                Entry::Lost => {
+                    self.free.push(number);
+                    self.answer(&answer, VIRTIO_BLK_S_IOERR as u8)?;
+                }
+                Entry::Begin(turn) => {
+                    self.turn = Some(turn);
+                    self.perform(number, job, answer, operation);
+                }
+                Entry::Wait => {
+                    self.syncs.push_front((after, number, job, answer, operation));
+                    break;
+                }
+            }
         }
         Ok(())
     }
 
+    fn perform(&mut self, number: usize, job: Job, answer: Answer, operation: Operation) {
+        if let Some(slot) = self.jobs.get_mut(number) {
+            *slot = Some((job, answer));
+        }
+        self.backend.push(operation);
+    }
+
     fn go_on(&mut self, number: usize, job: Job, answer: Answer, progress: Progress) -> Result<(), Broken> {
         match progress {
-            Progress::Perform(operation)
-                if operation.action == Action::Sync && self.shared.has_lost_writes() =>
-            {
-                self.free.push(number);
-                self.answer(&answer, VIRTIO_BLK_S_IOERR as u8)
-            }
-            Progress::Perform(operation) if operation.action == Action::Sync && self.syncing => {
-                self.syncs.push_back((number, job, answer, operation));
+            Progress::Perform(operation) if operation.action == Action::Sync => {
+                self.syncs.push_back((self.shared.syncs().begun(), number, job, answer, operation));
                 Ok(())
             }
             Progress::Perform(operation) => {
-                self.syncing |= operation.action == Action::Sync;
-                if let Some(slot) = self.jobs.get_mut(number) {
-                    *slot = Some((job, answer));
-                }
-                self.backend.push(operation);
+                self.perform(number, job, answer, operation);
                 Ok(())
             }
             Progress::Done(status, failure) => {
@@ -330,10 +383,21 @@ impl Server {
 
     /// Interrupts the driver if it wants to know of what has been used.
     fn tell(&mut self) -> Result<(), Broken> {
-        if std::mem::take(&mut self.untold) && self.queue.needs_notification(&*self.memory)? {
+        if std::mem::take(&mut self.untold) && self.wants_to_be_told()? {
             self.signals.used();
         }
         Ok(())
+    }
+
+    /// virtio-queue knows the event index only; without it the driver has a flag (2.7.7).
+    fn wants_to_be_told(&mut self) -> Result<bool, Broken> {
+        if self.queue.event_idx_enabled() {
+            return Ok(self.queue.needs_notification(&*self.memory)?);
+        }
+        // The driver takes the flag back, and looks at the ring once more: one of both sees what the other has written.
+        fence(Ordering::SeqCst);
+        let flags = self.memory.load(GuestAddress(self.queue.avail_ring()), Ordering::Relaxed);
+        Ok(!flags.is_ok_and(|flags: u16| flags & VRING_AVAIL_F_NO_INTERRUPT as u16 != 0))
     }
 
     /// Waits for a notification, a completion, or the end.

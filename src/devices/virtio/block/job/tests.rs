@@ -63,7 +63,7 @@ fn requests_are_taken_apart() {
 #[test]
 fn a_large_range_is_zeroed_piece_by_piece() {
     let mut workshop = workshop(4096);
-    let len = 2 * ZEROS_AT_ONCE + 4096;
+    let len = 2 * u64::from(AT_ONCE) + 4096;
     let ranges = vec![(Range { offset: 4096, len }, false)];
     let mut job = Job::new(7, Request::WriteZeroes { ranges }, false).unwrap();
     let refused = operation(job.advance(&mut workshop));
@@ -71,7 +71,7 @@ fn a_large_range_is_zeroed_piece_by_piece() {
     let result = Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
     let mut progress = job.complete(Completion { operation: refused, result }, &mut workshop);
     let mut at = 4096;
-    for part in [ZEROS_AT_ONCE, ZEROS_AT_ONCE, 4096] {
+    for part in [u64::from(AT_ONCE), u64::from(AT_ONCE), 4096] {
         let operation = operation(progress);
         assert_eq!((operation.action, operation.offset, operation.len), (Action::Write, at, part));
         assert!(operation.buffers.are_aligned(4096) && operation.buffers.len() == part);
@@ -155,7 +155,7 @@ fn large_transfers_take_little_memory_of_our_own() {
 fn trying_again_has_an_end() {
     let mut workshop = workshop(1);
     let mut job = Job::new(0, Request::Flush, false).unwrap();
-    let mut progress = job.advance(&mut workshop);
+    let (mut progress, start) = (job.advance(&mut workshop), std::time::Instant::now());
     for _ in 0..TRIES {
         let operation = operation(progress);
         let result = Err(io::Error::from_raw_os_error(libc::EAGAIN));
@@ -164,6 +164,7 @@ fn trying_again_has_an_end() {
     let operation = operation(progress);
     let result = Err(io::Error::from_raw_os_error(libc::EAGAIN));
     assert_eq!(status(job.complete(Completion { operation, result }, &mut workshop)), 1);
+    assert!(start.elapsed() > 100 * PAUSE, "the host had time to get what it lacked");
 }
 
 #[test]
@@ -218,4 +219,35 @@ fn what_is_read_in_portions_arrives_where_it_belongs() {
         assert!(found.iter().zip(at..).all(|(found, at)| *found == byte(at)));
         at += u64::from(segment.len);
     }
+}
+
+/// Whoever performs operations can be stopped between them.
+#[test]
+fn no_operation_is_large() {
+    let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 16 << 20)]).unwrap();
+    let at_once = u64::from(AT_ONCE);
+    for alignment in [1, 512] {
+        let mut workshop = Workshop::new(Arc::new(memory.clone()), alignment);
+        // As large as a request can be; the middle does not begin where an operation does.
+        let lens = [AT_ONCE - 512].into_iter().chain([AT_ONCE; 252]).chain([512]);
+        let buffers: Vec<_> = lens.map(|len| Segment { addr: 512, len }).collect();
+        let mut job = Job::new(0, Request::Read { offset: 512, buffers }, false).unwrap();
+        let (mut progress, mut count) = (job.advance(&mut workshop), 0);
+        while let Progress::Perform(operation) = progress {
+            assert_eq!((operation.offset, operation.len), (512 + at_once * count, at_once));
+            assert_eq!(operation.buffers.len(), at_once);
+            count += 1;
+            let result = Ok(operation.len);
+            progress = job.complete(Completion { operation, result }, &mut workshop);
+        }
+        assert_eq!((status(progress), count), (0, 253));
+    }
+    let ranges = vec![Range { offset: 512, len: 2 * RANGE_AT_ONCE + 512 }];
+    let pieces = [(512, RANGE_AT_ONCE), (512 + RANGE_AT_ONCE, RANGE_AT_ONCE), (512 + 2 * RANGE_AT_ONCE, 512)];
+    let expect = |action| pieces.map(|(offset, len)| (action, offset, len));
+    let zeroes =
+        |unmap| Request::WriteZeroes { ranges: ranges.iter().map(|range| (*range, unmap)).collect() };
+    assert_eq!(steps(zeroes(false), false), expect(Action::Zero));
+    assert_eq!(steps(zeroes(true), false), expect(Action::Discard));
+    assert_eq!(steps(Request::Discard { ranges }, false), expect(Action::Discard));
 }

@@ -89,12 +89,14 @@ impl Workload {
     pub fn new(command: Vec<OsString>, root: Option<&Path>, paths: &Paths) -> Result<Self, WorkloadError> {
         let built = root.is_none();
         let root = match root {
-            Some(root) => root
-                .canonicalize()
-                .and_then(|path| if path.is_dir() { Ok(path) } else { Err(Errno::ENOTDIR.into()) })
-                .map_err(|source| WorkloadError::Root { path: root.to_owned(), source })?,
+            Some(root) => root.to_owned(),
             None => container::built(paths).and_then(|built| built.root()).map_err(WorkloadError::NoRoot)?,
         };
+        // runc takes no path with symbolic links, as that of the built guest is.
+        let root = root
+            .canonicalize()
+            .and_then(|path| if path.is_dir() { Ok(path) } else { Err(Errno::ENOTDIR.into()) })
+            .map_err(|source| WorkloadError::Root { path: root, source })?;
         let (program, file) = find(&command, &root)?;
         Ok(Self {
             command,

@@ -2,6 +2,8 @@
 
 pub mod attempt;
 pub mod contestant;
+pub mod crowd;
+pub mod density;
 pub mod environment;
 #[cfg(test)]
 pub mod fixture;
@@ -19,6 +21,7 @@ pub mod schedule;
 pub mod signals;
 mod spawn;
 pub mod statistics;
+pub mod steady;
 pub mod summary;
 mod trace;
 pub mod vm;

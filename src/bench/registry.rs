@@ -48,7 +48,7 @@ pub struct Entry {
 }
 
 /// Tandem's own.
-const OWN: [Entry; 4] = [
+const OWN: [Entry; 5] = [
     Entry {
         name: process::NAME,
         usual: Usual::Always,
@@ -68,6 +68,11 @@ const OWN: [Entry; 4] = [
         name: vm::NAME,
         usual: Usual::Always,
         factory: |_, context| Box::new(VirtualMachine::new(context.workload.clone())),
+    },
+    Entry {
+        name: vm::NO_ISOLATION,
+        usual: Usual::Never,
+        factory: |_, context| Box::new(VirtualMachine::without_isolation(context.workload.clone())),
     },
 ];
 
@@ -233,6 +238,7 @@ mod tests {
                 "process",
                 "namespaces",
                 "namespaces-minimal",
+                "vm-isolation-off",
                 "bubblewrap",
                 "runc",
                 "qemu",
@@ -242,7 +248,10 @@ mod tests {
         );
         assert_eq!(chosen.iter().filter(|selected| selected.wanted).count(), 2);
         let error = select(Some("vm,lxc"), &all(), &[]).err().unwrap().to_string();
-        assert!(error.contains("'lxc'") && error.contains("namespaces-minimal, vm, bubblewrap"), "{error}");
+        assert!(
+            error.contains("'lxc'") && error.contains("namespaces-minimal, vm, vm-isolation-off"),
+            "{error}"
+        );
         assert_eq!(select(Some(","), &all(), &[]).err(), Some(SelectionError::Empty));
     }
 }

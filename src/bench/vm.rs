@@ -14,12 +14,15 @@ use super::namespaces::{descriptors, memory_option, tandem};
 use super::workload::{Workload, shell_words};
 
 pub const NAME: &str = "vm";
+/// The same with `--ring3-isolation off`.
+pub const NO_ISOLATION: &str = "vm-isolation-off";
 /// How long Tandem may take to say what it would run.
 const ANSWER_WITHIN: Duration = Duration::from_secs(20);
 
 /// The contestant.
 pub struct VirtualMachine {
     workload: Arc<Workload>,
+    isolation: bool,
     notes: Vec<String>,
 }
 
@@ -34,7 +37,12 @@ struct Plan {
 
 impl VirtualMachine {
     pub fn new(workload: Arc<Workload>) -> Self {
-        Self { workload, notes: Vec::new() }
+        Self { workload, isolation: true, notes: Vec::new() }
+    }
+
+    /// Of a ring3 guest whose programs can read its kernel, which makes system calls cheaper.
+    pub fn without_isolation(workload: Arc<Workload>) -> Self {
+        Self { workload, isolation: false, notes: Vec::new() }
     }
 
     fn args(&self, more: Vec<OsString>) -> Vec<OsString> {
@@ -48,6 +56,9 @@ impl VirtualMachine {
             args.extend(["--cpus".into(), cpus.ceil().to_string().into()]);
         }
         args.extend(memory_option(*memory));
+        if !self.isolation {
+            args.extend(["--ring3-isolation".into(), "off".into()]);
+        }
         args.extend(more);
         args.push("--".into());
         args.extend_from_slice(command);
@@ -71,7 +82,7 @@ impl VirtualMachine {
 impl Contestant for VirtualMachine {
     fn info(&self) -> ContestantInfo {
         ContestantInfo {
-            name: NAME.into(),
+            name: if self.isolation { NAME } else { NO_ISOLATION }.into(),
             kind: Kind::Vm,
             version: None,
             command_line: shell_words(&self.args(descriptors(false))),
@@ -85,6 +96,9 @@ impl Contestant for VirtualMachine {
             return Err(Skip(format!("/dev/kvm cannot be used: {error}; `tandem doctor` tells what to do")));
         }
         let plan = self.plan().map_err(Skip)?;
+        if !self.isolation && plan.guest != "ring3" {
+            return Err(Skip(format!("the {} guest has no isolation to be switched off", plan.guest)));
+        }
         let isolation = match (plan.guest.as_str(), plan.guest_isolation) {
             ("ring3", true) => ", isolation on",
             ("ring3", false) => ", isolation off",

@@ -1,7 +1,10 @@
 //! `tandem bench`: what the same command costs as a process, in containers and in virtual machines.
 
+mod common;
+mod density;
 mod exports;
 mod progress;
+mod steady;
 
 use std::ffi::OsString;
 use std::io;
@@ -9,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use thiserror::Error;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -27,6 +30,7 @@ use crate::bench::registry::{self, Context, Selected, SelectionError};
 use crate::bench::runner::{self, Plan};
 use crate::bench::schedule;
 use crate::bench::signals::Signals;
+use crate::bench::steady::LoadError;
 use crate::bench::summary::Summary;
 use crate::bench::workload::{Workload, WorkloadError};
 use crate::host::kvm_backend::KvmBackend;
@@ -48,9 +52,23 @@ Exit codes:
   127      the command is not in the root file system
   128+n    ended by signal n (Ctrl-C: 130); what was measured until then is shown and saved";
 
+/// Other benches than that of starting.
+#[derive(Debug, Subcommand)]
+enum Other {
+    /// Measure what running costs once started: arithmetic, memory, system calls, processes, files, switches
+    #[command(after_help = EXIT_CODES)]
+    Steady(Box<steady::SteadyArgs>),
+    /// Measure many at once: how long until all are up, and what each of them takes of the host's memory
+    #[command(after_help = EXIT_CODES)]
+    Density(Box<density::DensityArgs>),
+}
+
 /// Arguments of `tandem bench`.
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct BenchArgs {
+    #[command(subcommand)]
+    other: Option<Other>,
     /// Who takes part, separated by commas, or `all` [default: process, namespaces, vm and all runtimes found]
     #[arg(long, value_name = "NAMES")]
     contestants: Option<String>,
@@ -100,6 +118,12 @@ enum BenchError {
     Selection(#[from] SelectionError),
     #[error("the baseline '{0}' does not take part")]
     Baseline(String),
+    #[error(transparent)]
+    Loads(#[from] LoadError),
+    #[error("a load cannot be measured for {0:?}: give --time from 1ms to 60s")]
+    LoadTime(Duration),
+    #[error("cannot read the program that makes the loads")]
+    Load(#[source] io::Error),
     #[error("--cold has to drop the page cache: run as root, where /proc/sys/vm/drop_caches can be written")]
     Cold(#[source] io::Error),
     #[error(transparent)]
@@ -116,13 +140,19 @@ impl BenchError {
     fn exit_code(&self) -> u8 {
         match self {
             Self::Workload(WorkloadError::NotFound { .. }) => exit_code::NOT_FOUND,
+            Self::Loads(LoadError::Missing { .. }) => exit_code::NOT_FOUND,
             Self::Workload(WorkloadError::Copy(_))
+            | Self::Load(_)
             | Self::Site(_)
             | Self::Signals(_)
             | Self::Subreaper(_) => exit_code::SETUP,
-            Self::Workload(_) | Self::Paths(_) | Self::Selection(_) | Self::Baseline(_) | Self::Cold(_) => {
-                exit_code::CONFIGURATION
-            }
+            Self::Workload(_)
+            | Self::Paths(_)
+            | Self::Selection(_)
+            | Self::Baseline(_)
+            | Self::Loads(_)
+            | Self::LoadTime(_)
+            | Self::Cold(_) => exit_code::CONFIGURATION,
         }
     }
 }
@@ -136,7 +166,12 @@ fn parse_cpus(text: &str) -> Result<f64, String> {
 
 /// Runs the subcommand and returns Tandem's exit code.
 pub fn run(args: &BenchArgs) -> u8 {
-    match bench(args) {
+    let made = match &args.other {
+        None => bench(args),
+        Some(Other::Steady(args)) => steady::run(args),
+        Some(Other::Density(args)) => density::run(args),
+    };
+    match made {
         Ok(code) => code,
         Err(error) => {
             report(&error);

@@ -49,7 +49,7 @@ impl Paths {
         Self { tandem_cache: Some(dir.into()), ..Self::default() }
     }
 
-    fn from_lookup(lookup: impl Fn(&str) -> Option<OsString>) -> Self {
+    pub(crate) fn from_lookup(lookup: impl Fn(&str) -> Option<OsString>) -> Self {
         let get = |name| lookup(name).filter(|value| !value.is_empty());
         Self {
             tandem_cache: get("TANDEM_CACHE"),

@@ -39,7 +39,7 @@ fn row(sample: &Sample, reasons: &BTreeSet<&str>) -> Vec<String> {
     fields
 }
 
-fn line(fields: &[String]) -> String {
+pub(super) fn line(fields: &[String]) -> String {
     let quoted: Vec<Cow<'_, str>> = fields.iter().map(|field| quoted(field)).collect();
     quoted.join(",") + "\r\n"
 }

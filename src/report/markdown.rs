@@ -71,7 +71,7 @@ fn figures(rows: &[&Row]) -> String {
 }
 
 /// A table with its title row; columns but the first are aligned as `align` says.
-fn table(rows: &[Vec<String>], align: &str) -> String {
+pub(super) fn table(rows: &[Vec<String>], align: &str) -> String {
     let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
     let mut out = String::new();
     for (index, row) in rows.iter().enumerate() {
@@ -85,12 +85,12 @@ fn table(rows: &[Vec<String>], align: &str) -> String {
     out
 }
 
-fn list(lines: &[String]) -> String {
+pub(super) fn list(lines: &[String]) -> String {
     lines.iter().map(|line| format!("- {}\n", escaped(line))).collect::<String>() + "\n"
 }
 
 /// Text that no character of which means anything to Markdown or HTML.
-fn escaped(text: &str) -> String {
+pub(super) fn escaped(text: &str) -> String {
     let mut out = String::new();
     for char in one_line(text).chars() {
         match char {
@@ -104,7 +104,7 @@ fn escaped(text: &str) -> String {
 }
 
 /// Text in a block by itself, within more backticks than it has.
-fn code_block(text: &str) -> String {
+pub(super) fn code_block(text: &str) -> String {
     let text = one_line(text);
     let longest = text.split(|char| char != '`').map(str::len).max().unwrap_or(0);
     let fence = "`".repeat(longest.max(2) + 1);

@@ -5,12 +5,15 @@
 //! [`Summary`]: crate::bench::summary::Summary
 
 pub mod csv;
+pub mod density;
 pub mod html;
 pub mod hyperfine;
 pub mod json;
 pub mod markdown;
 pub mod number;
+mod page;
 mod sheet;
+pub mod steady;
 pub mod table;
 mod text;
 

@@ -38,12 +38,12 @@ impl Style {
         if self.colour { format!("\u{1b}[{sequence}m{text}\u{1b}[0m") } else { text.to_owned() }
     }
 
-    fn bold(self, text: &str) -> String {
+    pub(super) fn bold(self, text: &str) -> String {
         self.paint("1", text)
     }
 
     /// A line of what went wrong, wrapped.
-    fn alert(self, head: &str, text: &str) -> String {
+    pub(super) fn alert(self, head: &str, text: &str) -> String {
         self.paint("33", wrapped(head, &one_line(text), 2, self.width).trim_end()) + "\n"
     }
 }
@@ -87,7 +87,7 @@ fn header(results: &Results, summary: &Summary, style: Style) -> String {
 }
 
 /// Names to the left, what they are to the right, wrapped.
-fn named(facts: &[(String, String)], style: Style) -> String {
+pub(super) fn named(facts: &[(String, String)], style: Style) -> String {
     let column = facts.iter().map(|(name, _)| width(name)).max().unwrap_or(0).min(style.width / 3);
     facts
         .iter()
@@ -152,7 +152,7 @@ fn table(rows: &[&Row]) -> Vec<String> {
 }
 
 /// Lines, the first in bold face.
-fn titled(lines: Vec<String>, style: Style) -> String {
+pub(super) fn titled(lines: Vec<String>, style: Style) -> String {
     let line = |(index, line): (usize, String)| if index == 0 { style.bold(&line) } else { line } + "\n";
     lines.into_iter().enumerate().map(line).collect()
 }

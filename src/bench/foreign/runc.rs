@@ -1,4 +1,4 @@
-//! runc and crun: one bundle, made once, and a container of it for each run.
+//! runc and crun: a bundle for each run, which names a cgroup of its own.
 
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
@@ -42,6 +42,21 @@ impl Runc {
         Self { common, cgroups, mount_namespace: None }
     }
 
+    fn bundle(&self, id: &str) -> PathBuf {
+        self.common.dir.join("bundles").join(id)
+    }
+
+    /// Writes the bundle of a run. Containers of one cgroup would end each other's processes with their own.
+    fn write_bundle(&self, id: &str) -> io::Result<()> {
+        let config = bundle::config(
+            &self.common.task,
+            &format!("/{}/{}-{id}", self.common.site.label, self.common.name),
+        );
+        let dir = self.bundle(id);
+        fs::create_dir_all(&dir)?;
+        fs::write(dir.join("config.json"), config.to_string())
+    }
+
     fn args(&self, id: &str) -> Vec<OsString> {
         let dir = &self.common.dir;
         vec![
@@ -49,7 +64,7 @@ impl Runc {
             dir.join("state").into(),
             "run".into(),
             "--bundle".into(),
-            dir.into(),
+            self.bundle(id).into(),
             id.into(),
         ]
     }
@@ -78,17 +93,12 @@ impl Contestant for Runc {
             self.mount_namespace = without_unified().map_err(hide)?.map(Arc::new);
         }
         let dir = &self.common.dir;
-        let config =
-            bundle::config(&self.common.task, &format!("/{}/{}", self.common.site.label, self.common.name));
-        let text = config.to_string();
-        let write = || -> io::Result<()> {
-            fs::create_dir_all(dir)?;
-            fs::write(dir.join("config.json"), text)
-        };
-        write().map_err(|error| Skip(format!("cannot write its bundle to {}: {error}", dir.display())))
+        fs::create_dir_all(dir)
+            .map_err(|error| Skip(format!("cannot make {} for its bundles: {error}", dir.display())))
     }
 
     fn launch(&mut self, run: Run<'_>) -> Result<Launch, String> {
+        self.write_bundle(run.id).map_err(|error| format!("cannot write its bundle: {error}"))?;
         let mut args = vec![self.common.name.clone().into()];
         args.extend(self.args(run.id));
         Ok(Launch {

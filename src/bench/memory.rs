@@ -124,7 +124,7 @@ fn range(text: &str) -> Option<(u64, u64)> {
     Some((u64::from_str_radix(start, 16).ok()?, u64::from_str_radix(end, 16).ok()?))
 }
 
-/// The memory cgroup of a process, if it is another than ours.
+/// The memory cgroup of a process, if that is its own or its run's.
 fn other_cgroup(pid: i32) -> Option<PathBuf> {
     let mounts = mountinfo::read(Path::new("/")).ok()?;
     let controllers = |group: &Path| fs::read_to_string(group.join("cgroup.controllers")).unwrap_or_default();
@@ -137,8 +137,14 @@ fn other_cgroup(pid: i32) -> Option<PathBuf> {
         with_memory.or_else(unified)
     };
     let theirs = group(&fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?)?;
-    let ours = group(&fs::read_to_string("/proc/self/cgroup").ok()?);
-    (Some(&theirs) != ours.as_ref()).then_some(theirs)
+    let ours = group(&fs::read_to_string("/proc/self/cgroup").ok()?)?;
+    (!is_shared(&theirs, &ours)).then_some(theirs)
+}
+
+/// Whether a cgroup is charged for more than a run: it is ours, or one around it, as that which a process is in that has
+/// ended and not been waited for.
+fn is_shared(theirs: &Path, ours: &Path) -> bool {
+    ours.starts_with(theirs)
 }
 
 /// The most that a cgroup was charged, in bytes; v2 and v1.
@@ -171,6 +177,13 @@ mod tests {
         child.wait().unwrap();
         assert!(all.unwrap().pss > field(&alone, "Pss:").unwrap());
         assert!(read(&[pid], None, None).is_err(), "it has ended");
+    }
+
+    #[test]
+    fn what_is_around_us_is_no_group_of_a_run() {
+        let shared = |theirs: &str| is_shared(Path::new(theirs), Path::new("/sys/fs/cgroup/memory/user/me"));
+        assert!(shared("/sys/fs/cgroup/memory") && shared("/sys/fs/cgroup/memory/user/me"));
+        assert!(!shared("/sys/fs/cgroup/memory/user/me/run") && !shared("/sys/fs/cgroup/memory/user/mean"));
     }
 
     #[test]

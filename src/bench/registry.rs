@@ -151,19 +151,67 @@ impl Contestant for Missing {
 pub enum SelectionError {
     #[error("there is no contestant '{name}'; known are {known}, and `all`")]
     Unknown { name: String, known: String },
+    #[error("{0}: only process, namespaces and vm, and their kinds, can take part more than once")]
+    Again(String),
     #[error("no contestant is named")]
     Empty,
 }
 
 /// A contestant that is to take part.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub struct Selected {
     pub entry: Entry,
-    /// Its absence is a failure: it was named, or always takes part.
+    /// What it is called in tables: the entry's name, or that with a label of the user's.
+    pub name: String,
+    /// Its absence is a failure: it was named, or is one that always takes part.
     pub wanted: bool,
 }
 
-/// The contestants that the user names, separated by commas, or those that are usual.
+impl Selected {
+    fn new(entry: Entry, wanted: bool) -> Self {
+        Self { entry, name: entry.name.into(), wanted }
+    }
+
+    /// Makes the contestant.
+    pub fn contestant(&self, context: &Context<'_>) -> Box<dyn Contestant> {
+        let contestant = (self.entry.factory)(self.entry.name, context);
+        match self.name == self.entry.name {
+            true => contestant,
+            false => Box::new(Again { name: self.name.clone(), contestant }),
+        }
+    }
+}
+
+/// A contestant that takes part under another name.
+struct Again {
+    name: String,
+    contestant: Box<dyn Contestant>,
+}
+
+impl Contestant for Again {
+    fn info(&self) -> ContestantInfo {
+        ContestantInfo { name: self.name.clone(), ..self.contestant.info() }
+    }
+
+    fn prepare(&mut self) -> Result<(), Skip> {
+        self.contestant.prepare()
+    }
+
+    fn launch(&mut self, run: Run<'_>) -> Result<Launch, String> {
+        self.contestant.launch(run)
+    }
+
+    fn discard(&mut self, run: Run<'_>) {
+        self.contestant.discard(run);
+    }
+
+    fn finish(&mut self) {
+        self.contestant.finish();
+    }
+}
+
+/// The contestants that the user names, separated by commas, or those that are usual. `NAME:LABEL` is one of Tandem's own
+/// once more, to see how far two that do not differ come out apart.
 ///
 /// # Errors
 /// A name is unknown.
@@ -178,10 +226,16 @@ pub fn select(
             Usual::IfFound(program) => programs.iter().any(|found| found.name == program),
             Usual::Never => false,
         });
-        return Ok(usual.map(|entry| Selected { entry: *entry, wanted: true }).collect());
+        // A client whose daemon does not run is found as well.
+        let wanted = |entry: &Entry| entry.usual == Usual::Always;
+        return Ok(usual.map(|entry| Selected::new(*entry, wanted(entry))).collect());
     };
     let (mut selected, mut seen) = (Vec::<Selected>::new(), BTreeSet::new());
-    for name in names.split(',').map(str::trim).filter(|name| !name.is_empty()) {
+    for full in names.split(',').map(str::trim).filter(|name| !name.is_empty()) {
+        let name = full.split_once(':').map_or(full, |(name, _)| name);
+        if full != name && !OWN.iter().any(|own| own.name == name) {
+            return Err(SelectionError::Again(full.into()));
+        }
         let matching: Vec<_> =
             entries.iter().filter(|entry| name == "all" || entry.name == name).copied().collect();
         if matching.is_empty() {
@@ -189,8 +243,9 @@ pub fn select(
             return Err(SelectionError::Unknown { name: name.into(), known });
         }
         for entry in matching {
-            if seen.insert(entry.name) {
-                selected.push(Selected { entry, wanted: name != "all" });
+            let name = if full == name { entry.name } else { full };
+            if seen.insert(name) {
+                selected.push(Selected { name: name.into(), ..Selected::new(entry, full != "all") });
             }
         }
     }
@@ -218,6 +273,11 @@ mod tests {
         let selected = |programs: &[Program]| names(&select(None, &all(), programs).unwrap());
         assert_eq!(selected(&[]), ["process", "namespaces", "vm"]);
         assert_eq!(selected(&[runc()]), ["process", "namespaces", "vm", "runc"]);
+        let usual = select(None, &all(), &[runc()]).unwrap();
+        assert_eq!(
+            usual.iter().map(|selected| selected.wanted).collect::<Vec<_>>(),
+            [true, true, true, false]
+        );
     }
 
     #[test]
@@ -246,5 +306,18 @@ mod tests {
             "{error}"
         );
         assert_eq!(select(Some(","), &all(), &[]).err(), Some(SelectionError::Empty));
+    }
+
+    #[test]
+    fn one_of_tandems_own_can_take_part_again() {
+        let chosen = select(Some("vm,vm:again,vm:again"), &all(), &[]).unwrap();
+        assert_eq!(
+            chosen.iter().map(|selected| selected.name.as_str()).collect::<Vec<_>>(),
+            ["vm", "vm:again"]
+        );
+        assert!(chosen.iter().all(|selected| selected.wanted && selected.entry.name == "vm"));
+        let again = |names| select(Some(names), &all(), &[]).err();
+        assert_eq!(again("runc:again"), Some(SelectionError::Again("runc:again".into())));
+        assert_eq!(again("all:again"), Some(SelectionError::Again("all:again".into())));
     }
 }

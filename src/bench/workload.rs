@@ -92,6 +92,7 @@ impl Workload {
             Some(root) => root.to_owned(),
             None => container::built(paths).and_then(|built| built.root()).map_err(WorkloadError::NoRoot)?,
         };
+        // runc takes no path with symbolic links, as that of the built guest is.
         let root = root
             .canonicalize()
             .and_then(|path| if path.is_dir() { Ok(path) } else { Err(Errno::ENOTDIR.into()) })

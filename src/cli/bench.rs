@@ -5,29 +5,27 @@ mod density;
 mod exports;
 mod progress;
 mod steady;
+pub(super) mod trial;
 
 use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
+use nix::sys::signal::Signal;
 use thiserror::Error;
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
 use self::exports::Exports;
 use self::progress::Progress;
 use super::units::{parse_duration, parse_size};
 use super::{report, say};
-use crate::bench::contestant::Contestant;
 use crate::bench::environment::{self, Conditions};
-use crate::bench::foreign::site::{Site, SiteError};
-use crate::bench::foreign::{self, GuestFiles};
+use crate::bench::foreign::GuestFiles;
+use crate::bench::foreign::site::SiteError;
 use crate::bench::model::{Results, Settings};
-use crate::bench::registry::{self, Context, Selected, SelectionError};
-use crate::bench::runner::{self, Plan};
+use crate::bench::registry::{self, Selected, SelectionError};
+use crate::bench::runner::{self, Observer, Plan};
 use crate::bench::schedule;
 use crate::bench::signals::Signals;
 use crate::bench::steady::LoadError;
@@ -35,9 +33,11 @@ use crate::bench::summary::Summary;
 use crate::bench::workload::{Workload, WorkloadError};
 use crate::host::kvm_backend::KvmBackend;
 use crate::host::paths::{Paths, PathsError, STANDARD};
-use crate::host::{random, runtimes};
+use crate::host::runtimes;
 use crate::machine::outcome::exit_code;
 
+/// Where root's benches keep the state of other runtimes.
+const ROOTS_STATE: &str = "/var/lib/tandem";
 /// Some runs failed, or a contestant that should have taken part did not.
 const SOME_FAILED: u8 = 1;
 
@@ -179,6 +179,34 @@ pub fn run(args: &BenchArgs) -> u8 {
 }
 
 fn bench(args: &BenchArgs) -> Result<u8, BenchError> {
+    let mut progress = Progress::new(args.exports.results_file(&Paths::from_env()));
+    let Measured { results, selected, signal } = measure(args, schedule::MEMORY_RUNS, &mut progress)?;
+    progress.finish();
+    let summary = Summary::of(&results);
+    let written = args.exports.write(&results, &summary, progress.file());
+    exports::print(&results, &summary);
+    if let Some(file) = progress.unnamed_file() {
+        say(format_args!("tandem: all samples are in {}", file.display()));
+    }
+    if let Some(signal) = signal {
+        return Ok(exit_code::SIGNAL.saturating_add(signal as u8));
+    }
+    Ok(match (written, is_complete(&results, &selected)) {
+        (false, _) => exit_code::SETUP,
+        (true, false) => SOME_FAILED,
+        (true, true) => 0,
+    })
+}
+
+/// What came of a bench.
+struct Measured {
+    results: Results,
+    selected: Vec<Selected>,
+    /// What ended it, if it was ended.
+    signal: Option<Signal>,
+}
+
+fn measure(args: &BenchArgs, memory_runs: u32, observer: &mut dyn Observer) -> Result<Measured, BenchError> {
     let paths = Paths::from_env();
     let programs = runtimes::find(&std::env::var_os("PATH").unwrap_or_default());
     let selected = registry::select(args.contestants.as_deref(), &registry::entries(), &programs)?;
@@ -190,50 +218,30 @@ fn bench(args: &BenchArgs) -> Result<u8, BenchError> {
     }
     let mut signals = Signals::new().map_err(BenchError::Signals)?;
     crate::bench::become_subreaper().map_err(BenchError::Subreaper)?;
-    let state = state_directory(&paths)?;
-    foreign::remove_stale(&state, &programs);
-    let site = Site::create(&state)?;
+    let settings = settings(args, &workload, baseline);
+    let context = common::context(workload, &programs, &paths)?;
     let conditions = Conditions::now();
     let plan = Plan {
-        settings: settings(args, &workload, baseline),
+        settings,
         runs: args.runs,
-        memory_runs: schedule::MEMORY_RUNS,
+        memory_runs,
         subreaper: true,
-        label: site.label.clone(),
-        began: OffsetDateTime::now_utc()
-            .replace_nanosecond(0)
-            .ok()
-            .and_then(|now| now.format(&Rfc3339).ok())
-            .unwrap_or_default(),
+        label: context.site.label.clone(),
+        began: common::now(),
         environment: environment::describe(&conditions, &programs),
         conditions,
     };
-    let context =
-        Context { workload: Arc::new(workload), programs: &programs, site, guest: guest_files(&paths) };
-    let contestants: Vec<Box<dyn Contestant>> =
-        selected.iter().map(|Selected { entry, .. }| (entry.factory)(entry.name, &context)).collect();
-    let mut progress = Progress::new(args.exports.results_file(&paths));
-    let results = runner::run(contestants, &plan, Some(&mut signals), &mut progress);
-    progress.finish();
+    let contestants = common::contestants(&selected, &context);
+    let mut results = runner::run(contestants, &plan, Some(&mut signals), observer);
+    if args.baseline.is_none() {
+        choose_baseline(&mut results);
+    }
     context.site.remove();
-    let summary = Summary::of(&results);
-    let written = args.exports.write(&results, &summary, progress.file());
-    exports::print(&results, &summary);
-    if let Some(file) = progress.unnamed_file() {
-        say(format_args!("tandem: all samples are in {}", file.display()));
-    }
-    if let Some(signal) = signals.received() {
-        return Ok(exit_code::SIGNAL.saturating_add(signal as u8));
-    }
-    Ok(match (written, is_complete(&results, &selected)) {
-        (false, _) => exit_code::SETUP,
-        (true, false) => SOME_FAILED,
-        (true, true) => 0,
-    })
+    Ok(Measured { results, selected, signal: signals.received() })
 }
 
 fn baseline(wanted: Option<&str>, selected: &[Selected]) -> Result<String, BenchError> {
-    let mut names = selected.iter().map(|selected| selected.entry.name);
+    let mut names = selected.iter().map(|selected| selected.name.as_str());
     let found = match wanted {
         Some(wanted) => {
             names.find(|name| *name == wanted).ok_or_else(|| BenchError::Baseline(wanted.into()))?
@@ -243,15 +251,23 @@ fn baseline(wanted: Option<&str>, selected: &[Selected]) -> Result<String, Bench
     Ok(found.into())
 }
 
+/// Takes the first that took part as the baseline, if the usual one could not.
+fn choose_baseline(results: &mut Results) {
+    let takes_part = |name: &str| results.counted(name).next().is_some();
+    if !takes_part(&results.settings.baseline)
+        && let Some(other) = results.contestants.iter().map(|info| &info.name).find(|name| takes_part(name))
+    {
+        results.settings.baseline = other.clone();
+    }
+}
+
 fn settings(args: &BenchArgs, workload: &Workload, baseline: String) -> Settings {
-    let random = || random::bytes().map_or_else(crate::milestone::now, u64::from_le_bytes);
     Settings {
         command: args.command.iter().map(|word| word.to_string_lossy().into_owned()).collect(),
         root: workload.root.display().to_string(),
         runs: args.runs.unwrap_or(schedule::RUNS),
         warmup: args.warmup,
-        // Of a size that JSON readers with floating point numbers keep.
-        seed: args.seed.unwrap_or_else(|| random() >> 12),
+        seed: common::seed(args.seed),
         cold: args.cold,
         cpus: args.cpus,
         memory: args.memory,
@@ -270,12 +286,17 @@ fn is_complete(results: &Results, selected: &[Selected]) -> bool {
         contestant.skipped.is_some() && selected.wanted || failed
     });
     let failed = results.samples.iter().any(|sample| !sample.warmup && sample.failure.is_some());
-    let unmeasured = results.memory.iter().any(|sample| sample.failure.is_some());
+    // One that cannot be held may be gone before its memory is read.
+    let unmeasured =
+        results.memory.iter().any(|sample| sample.failure.is_some() && sample.moment != "polled");
     !skipped && !failed && !unmeasured
 }
 
-/// Where benches keep the state of other runtimes.
+/// Where benches keep the state of other runtimes. root's has a short path: podman takes no long one.
 fn state_directory(paths: &Paths) -> Result<PathBuf, PathsError> {
+    if nix::unistd::geteuid().is_root() && std::fs::create_dir_all(ROOTS_STATE).is_ok() {
+        return Ok(ROOTS_STATE.into());
+    }
     Ok(paths.cache_dir()?.join("bench").join("state"))
 }
 

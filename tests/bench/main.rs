@@ -192,6 +192,31 @@ fn without_kvm_the_rest_goes_on() {
     assert!(reason.starts_with("/dev/kvm cannot be used"), "{reason}");
 }
 
+#[test]
+fn ratios_are_taken_to_one_that_takes_part() {
+    let test = "ratios_are_taken_to_one_that_takes_part";
+    if !is_root(test) || common::guest(test).is_none() {
+        return;
+    }
+    let dir = dir();
+    // The bare process has no /proc in its root.
+    let args = [
+        "--contestants",
+        "process,namespaces",
+        "--runs",
+        "2",
+        "--warmup",
+        "1",
+        "--",
+        "cat",
+        "/proc/self/stat",
+    ];
+    let done = finished(bench(&dir, &args));
+    assert_eq!(done.code, Some(1), "{}", done.stderr);
+    assert_eq!(results(&dir).settings.baseline, "namespaces");
+    assert!(done.text().contains("1 (baseline)"), "{}", done.text());
+}
+
 /// A bench whose runs write their process ids to a file and then sleep.
 fn sleeping(dir: &TempDir) -> (Child, String) {
     let pids = dir.path().join("pids");
@@ -308,4 +333,34 @@ fn what_a_run_leaves_running_is_ended() {
     let pids = fs::read_to_string(pids).expect("the pids");
     assert_eq!(pids.lines().count(), 4, "one run and three for memory");
     assert_gone(&pids);
+}
+
+#[test]
+fn runtimes_that_are_found_take_part_and_leave_nothing() {
+    let test = "runtimes_that_are_found_take_part_and_leave_nothing";
+    if !is_root(test) || common::guest(test).is_none() {
+        return;
+    }
+    let dir = dir();
+    let args = ["--contestants", "unshare,bubblewrap,crun,runc,podman", "--runs", "1", "--warmup", "1"];
+    let done = finished(bench(&dir, &[args.as_slice(), &["--", "echo", "hi"]].concat()));
+    let results = results(&dir);
+    let mut label = None;
+    for contestant in &results.contestants {
+        if let Some(reason) = &contestant.skipped {
+            skip(&format!("{test} ({})", contestant.name), reason);
+            continue;
+        }
+        let run = results.counted(&contestant.name).next().unwrap_or_else(|| panic!("{}", done.text()));
+        assert!(run.output_bytes == 3 && run.milestones.contains_key("first_output"), "{run:?}");
+        let words = contestant.command_line.split(['/', ' ']);
+        label = label.or(words.into_iter().find(|word| word.starts_with("tandem-")).map(str::to_owned));
+    }
+    // Only some of them have state.
+    let Some(label) = label else { return };
+    let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mounts");
+    assert!(!mounts.contains(&label), "{mounts}");
+    let groups = Command::new("find").args(["/sys/fs/cgroup", "-name", &format!("{label}*")]).output();
+    assert_eq!(String::from_utf8_lossy(&groups.expect("find").stdout), "");
+    assert!(!Path::new("/var/lib/tandem").join(&label).exists());
 }

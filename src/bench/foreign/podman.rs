@@ -25,11 +25,12 @@ impl Podman {
         Self { common }
     }
 
-    /// Options before the subcommand: everything of the user's own podman stays untouched.
+    /// Options before the subcommand: everything of the user's own podman stays untouched. A `runroot` has at most 50
+    /// characters.
     fn global(&self) -> Vec<OsString> {
         let dir = &self.common.dir;
         let mut args: Vec<OsString> = Vec::new();
-        for (option, name) in [("--root", "storage"), ("--runroot", "run"), ("--tmpdir", "tmp")] {
+        for (option, name) in [("--root", "storage"), ("--runroot", "r"), ("--tmpdir", "tmp")] {
             args.extend([option.into(), dir.join(name).into()]);
         }
         args.extend(

@@ -131,5 +131,5 @@ pub(super) fn context<'a>(
 
 /// The contestants, made.
 pub(super) fn contestants(selected: &[Selected], context: &Context<'_>) -> Vec<Box<dyn Contestant>> {
-    selected.iter().map(|Selected { entry, .. }| (entry.factory)(entry.name, context)).collect()
+    selected.iter().map(|selected| selected.contestant(context)).collect()
 }

@@ -4,6 +4,8 @@ use std::fmt::Write;
 
 use serde::Serialize;
 
+use crate::cli::bench::trial::Tried;
+
 /// How a finding bears on Tandem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -67,6 +69,8 @@ pub struct Report {
 struct Json<'a> {
     can_run: bool,
     findings: &'a [Finding],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    contestants: Option<&'a [Tried]>,
 }
 
 impl Report {
@@ -79,9 +83,9 @@ impl Report {
         self.findings.iter().filter(|f| f.required && f.state == State::Missing)
     }
 
-    /// One JSON object: `can_run` and `findings`.
-    pub fn to_json(&self) -> String {
-        let json = Json { can_run: self.can_run(), findings: &self.findings };
+    /// One JSON object: `can_run`, `findings` and, if they were tried, `contestants`.
+    pub fn to_json(&self, contestants: Option<&[Tried]>) -> String {
+        let json = Json { can_run: self.can_run(), findings: &self.findings, contestants };
         // Plain strings and booleans always serialise.
         serde_json::to_string_pretty(&json).unwrap_or_default()
     }
@@ -154,7 +158,7 @@ mod tests {
     #[test]
     fn json_has_every_field() {
         let json: serde_json::Value = serde_json::from_str(
-            &report(Finding::ok("kvm", "no \"kvm\"", "bad").missing("load it").required()).to_json(),
+            &report(Finding::ok("kvm", "no \"kvm\"", "bad").missing("load it").required()).to_json(None),
         )
         .unwrap();
         assert_eq!(json["can_run"], false);

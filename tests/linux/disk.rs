@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crate::common::{Run, guest, run, skip, tandem, wait};
 use crate::{LIMIT, boot, boot_standard};
 
-fn image(dir: &Path, name: &str, len: u64) -> String {
+pub fn image(dir: &Path, name: &str, len: u64) -> String {
     let path = dir.join(name);
     fs::File::create(&path).expect("an image").set_len(len).expect("its length");
     path.to_str().expect("a path").to_owned()
@@ -22,19 +22,19 @@ fn blocks(path: &str) -> u64 {
 }
 
 /// A tool of the host, or its file.
-fn find(name: &str) -> Option<PathBuf> {
+pub fn find(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let paths: Vec<_> = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]).collect();
     paths.iter().map(|dir| dir.join(name)).find(|file| file.is_file())
 }
 
-fn succeeds(command: &mut Command) {
+pub fn succeeds(command: &mut Command) {
     let output = command.stdin(Stdio::null()).output().expect("the program starts");
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// The file system of an image is in order. Where the host has no e2fsck nobody knows.
-fn check(image: &str) {
+pub fn check(image: &str) {
     if let Some(e2fsck) = find("e2fsck") {
         succeeds(Command::new(e2fsck).args(["-fn", image]));
     }
@@ -283,15 +283,45 @@ fn a_disk_as_the_root_file_system() {
     assert!(fs::read(&disk).expect("the image") == before);
 }
 
+/// A file system that cannot be written is a root that can, for as long as the guest runs.
+fn read_only_root(test: &str, kind: &str) {
+    let dir = tempfile::tempdir().expect("a directory");
+    let Some(disk) = root(test, dir.path(), &format!("root.{kind}")) else { return };
+    let before = fs::read(&disk).expect("the image");
+    let data = image(dir.path(), "data", 1 << 20);
+    let script = "echo written >/file; cat /file; cat /sys/block/vdb/size; cat /proc/filesystems";
+    let args = ["--disk", &disk, "--disk", &data, "--root-disk", "--", "sh", "-c", script];
+    let run = boot(test, &args, b"").expect("the guest");
+    let text = run.text();
+    assert!(run.code == Some(0) && text.starts_with("written\n2048\n"), "{run:?}");
+    assert!(text.lines().any(|line| line.trim() == kind), "{text}");
+    assert!(fs::read(&disk).expect("the image") == before);
+}
+
 #[test]
 fn a_squashfs_as_the_root_file_system() {
-    const TEST: &str = "a_squashfs_as_the_root_file_system";
+    read_only_root("a_squashfs_as_the_root_file_system", "squashfs");
+}
+
+#[test]
+fn an_erofs_as_the_root_file_system() {
+    read_only_root("an_erofs_as_the_root_file_system", "erofs");
+}
+
+/// Compressed by others: `tandem image create` makes none.
+#[test]
+fn an_erofs_that_is_compressed() {
+    const TEST: &str = "an_erofs_that_is_compressed";
     let dir = tempfile::tempdir().expect("a directory");
-    let Some(disk) = root(TEST, dir.path(), "root.squashfs") else { return };
-    let data = image(dir.path(), "data", 1 << 20);
-    let script = "echo written >/file; cat /file; cat /sys/block/vdb/size";
-    let args = ["--disk", &disk, "--disk", &data, "--root-disk", "--", "sh", "-c", script];
-    boot(TEST, &args, b"").expect("the guest").assert(0, "written\n2048\n");
+    if root(TEST, dir.path(), "root.erofs").is_none() {
+        return;
+    }
+    let (tree, disk) = (dir.path().join("root.erofs.tree"), dir.path().join("compressed.erofs"));
+    let sums = "abc\n".repeat(100_000);
+    fs::write(tree.join("file"), &sums).expect("a file");
+    succeeds(Command::new(find("mkfs.erofs").expect("mkfs.erofs")).arg("-zlz4").arg(&disk).arg(&tree));
+    let args = ["--disk", disk.to_str().expect("a path"), "--root-disk", "--", "cat", "/file"];
+    boot(TEST, &args, b"").expect("the guest").assert(0, &sums);
 }
 
 #[test]

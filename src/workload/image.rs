@@ -329,6 +329,11 @@ mod tests {
         dir
     }
 
+    fn recognise(image: &Path) -> io::Result<Option<FileSystem>> {
+        let file = File::open(image)?;
+        FileSystem::recognise(|bytes, offset| std::os::unix::fs::FileExt::read_exact_at(&file, bytes, offset))
+    }
+
     fn has(tool: &str) -> bool {
         Command::new(tool).arg("-V").env("PATH", "/usr/bin:/usr/sbin:/bin:/sbin").output().is_ok()
     }
@@ -349,7 +354,7 @@ mod tests {
         let dir = tree();
         let image = dir.path().join("a.ext4");
         create(&image, &dir.path().join("tree"), None).unwrap();
-        assert_eq!(FileSystem::recognise(&image).unwrap(), Some(FileSystem::Ext4));
+        assert_eq!(recognise(&image).unwrap(), Some(FileSystem::Ext4));
         assert_eq!(cat(&image, "/etc/hello"), vec![7; 10_000]);
 
         let archive = dir.path().join("tree.tar.gz");
@@ -383,7 +388,7 @@ mod tests {
         ] {
             let image = dir.path().join(name);
             match create(&image, &dir.path().join("tree"), None) {
-                Ok(_) => assert_eq!(FileSystem::recognise(&image).unwrap(), Some(file_system)),
+                Ok(_) => assert_eq!(recognise(&image).unwrap(), Some(file_system)),
                 Err(error) => {
                     let install = format!("apt-get install {package}");
                     assert!(error.to_string().contains(&install), "{error}");

@@ -14,7 +14,7 @@ const ENGINE_VARIABLE: &str = "TANDEM_DISK_ENGINE";
 /// Says who takes notifications of disks, for tests and measurements: `ioeventfd` leaves them to KVM.
 const NOTIFY_VARIABLE: &str = "TANDEM_DISK_NOTIFY";
 
-/// A value of `--disk`: PATH[,readonly][,direct][,serial=NAME][,queues=N].
+/// A value of `--disk`: PATH[,readonly][,direct][,serial=NAME][,queues=N][,backing=allow].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct DiskArg(pub DiskOptions);
 
@@ -29,6 +29,7 @@ impl FromStr for DiskArg {
             match part.split_once('=') {
                 None if part == "readonly" => options.readonly = true,
                 None if part == "direct" => options.direct = true,
+                Some(("backing", "allow")) => options.backing = true,
                 Some(("serial", name)) => options.serial = Some(name.to_owned()),
                 Some(("queues", number)) => {
                     options.queues =
@@ -36,7 +37,8 @@ impl FromStr for DiskArg {
                 }
                 _ => {
                     return Err(format!(
-                        "'{part}' is none of readonly, direct, serial=NAME and queues=N (a path cannot hold a comma)"
+                        "'{part}' is none of readonly, direct, serial=NAME, queues=N and backing=allow \
+                         (a path cannot hold a comma)"
                     ));
                 }
             }
@@ -79,7 +81,7 @@ pub(super) fn kernel_notifications() -> Result<bool, ResolveError> {
 pub(super) fn root(disks: &[Disk], kernel_config: Option<&Path>) -> Result<Root, ResolveError> {
     let disk = disks.first().ok_or(ResolveError::NoRootDisk)?;
     let path = || disk.path().to_owned();
-    let file_system = FileSystem::recognise(disk.path())
+    let file_system = FileSystem::recognise(|bytes, offset| disk.read_exact_at(bytes, offset))
         .map_err(|source| ResolveError::RootDisk { path: path(), source })?
         .ok_or_else(|| ResolveError::NoFileSystem(path()))?;
     let config = kernel_config.and_then(|path| std::fs::read_to_string(path).ok());
@@ -103,9 +105,10 @@ mod tests {
             direct: true,
             serial: Some("x=y".into()),
             queues: 4,
+            backing: true,
             ..DiskOptions::new("/b")
         };
-        assert_eq!(parse("/b,queues=4,serial=x=y,direct,readonly"), Ok(all));
+        assert_eq!(parse("/b,queues=4,serial=x=y,direct,backing=allow,readonly"), Ok(all));
         assert!(parse("").is_err() && parse(",readonly").is_err());
         assert!(parse("a,ro").unwrap_err().contains("readonly"));
         assert!(parse("a,queues=x").unwrap_err().contains("'x'"));

@@ -13,6 +13,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::features::{Geometry, SECTOR};
 use super::plain::Plain;
+use super::qcow2::{self, Image, Qcow2Error};
 use super::storage::{Backend, Storage};
 use super::uring::Uring;
 
@@ -24,11 +25,13 @@ pub const MAX_QUEUES: u16 = 16;
 const DIRECT_ALIGNMENT: u32 = 4096;
 /// Images that are not raw, by the bytes at an offset.
 const FORMATS: [(u64, &[u8], &str); 4] = [
-    (0, b"QFI\xfb", "qcow2"),
+    (0, qcow2::MAGIC, QCOW2),
     (0, b"KDMV", "VMDK"),
     (0, b"vhdxfile", "VHDX"),
     (0x40, b"\x7f\x10\xda\xbe", "VDI"),
 ];
+
+const QCOW2: &str = "qcow2";
 
 /// A disk cannot be used.
 #[derive(Debug, Error)]
@@ -46,6 +49,15 @@ pub enum DiskError {
         path.display(), path.display(), path.display()
     )]
     Format { path: PathBuf, format: &'static str },
+    #[error(
+        "{} is a qcow2 image, which Tandem only reads: add ,readonly to --disk, or qemu-img convert -O raw {} {}.raw",
+        .0.display(), .0.display(), .0.display()
+    )]
+    Qcow2ForWriting(PathBuf),
+    #[error("{} is a qcow2 image, which cannot be read past the host's cache: leave out ,direct", .0.display())]
+    Qcow2Direct(PathBuf),
+    #[error("cannot use the qcow2 image {}", path.display())]
+    Qcow2 { path: PathBuf, source: Qcow2Error },
     #[error("the disk {} is empty: make one with truncate -s 1G or tandem image create", .0.display())]
     Empty(PathBuf),
     #[error("the disk {} has {len} bytes, no multiple of {block}: truncate -s %{block} {}", path.display(), path.display())]
@@ -84,12 +96,14 @@ pub struct DiskOptions {
     pub direct: bool,
     /// Number of queues.
     pub queues: u16,
+    /// An image may be read through another one that it names.
+    pub backing: bool,
 }
 
 impl DiskOptions {
     /// A disk of one queue, to be written, through the host's page cache.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), readonly: false, serial: None, direct: false, queues: 1 }
+        Self { path: path.into(), readonly: false, serial: None, direct: false, queues: 1, backing: false }
     }
 }
 
@@ -124,8 +138,10 @@ impl Engine {
 #[derive(Clone, Debug)]
 pub struct Disk {
     file: Arc<File>,
+    /// The image in the file, if it is not raw.
+    image: Option<Arc<Image>>,
     /// Holds the lock, and is closed at once when the last of this goes: a ring lets go of its file some time later.
-    _lock: Arc<File>,
+    lock_file: Arc<File>,
     path: PathBuf,
     geometry: Geometry,
     serial: Option<String>,
@@ -162,7 +178,7 @@ impl Disk {
             return Err(DiskError::Kind(path));
         }
         lock(&lock_file, options)?;
-        check_format(&lock_file, options)?;
+        let is_qcow2 = check_format(&lock_file, options)?;
         let file = open(options, options.direct)?;
         let same =
             |file: io::Result<Metadata>| file.map(|m| (m.dev(), m.ino()) == (metadata.dev(), metadata.ino()));
@@ -171,7 +187,9 @@ impl Disk {
         }
         make_blocking(&file, options).map_err(unreadable)?;
         // Of a block device the metadata tell no size.
-        let len = io::Seek::seek(&mut &file, io::SeekFrom::End(0)).map_err(unreadable)?;
+        let mut len = io::Seek::seek(&mut &file, io::SeekFrom::End(0)).map_err(unreadable)?;
+        let image = if is_qcow2 { Some(open_qcow2(&file, options)?) } else { None };
+        len = image.as_ref().map_or(len, |image| image.size());
         let (block, alignment) = if options.direct { direct_alignment(&file) } else { (SECTOR as u32, 1) };
         if len == 0 {
             return Err(DiskError::Empty(path));
@@ -186,13 +204,14 @@ impl Disk {
         let (file, serial) = (Arc::new(file), options.serial.clone());
         Ok(Self {
             file,
-            _lock: Arc::new(lock_file),
+            image,
+            lock_file: Arc::new(lock_file),
             path,
             geometry,
             serial,
             alignment: alignment as usize,
             direct: options.direct,
-            engine,
+            engine: if is_qcow2 { Engine::Plain } else { engine },
         })
     }
 
@@ -204,6 +223,22 @@ impl Disk {
     /// The open file.
     pub fn file(&self) -> &Arc<File> {
         &self.file
+    }
+
+    /// Reads from its beginning, for those who want to know what is on it.
+    ///
+    /// # Errors
+    /// The host cannot, it is shorter, or its image is damaged.
+    pub fn read_exact_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        match &self.image {
+            Some(image) => image.read(bytes, offset),
+            None => self.lock_file.read_exact_at(bytes, offset),
+        }
+    }
+
+    /// Format of its image.
+    pub fn format(&self) -> &'static str {
+        if self.image.is_some() { QCOW2 } else { "raw" }
     }
 
     /// Size and limits.
@@ -234,6 +269,9 @@ impl Disk {
 
 impl Storage for Disk {
     fn backend(&self, depth: u16, wake: &EventFd) -> io::Result<Box<dyn Backend>> {
+        if let Some(image) = &self.image {
+            return Ok(Box::new(qcow2::Reader::new(image.clone())));
+        }
         if self.engine == Engine::Uring {
             match Uring::new(self.file.clone(), self.direct, depth, wake) {
                 Ok(uring) => return Ok(Box::new(uring)),
@@ -281,14 +319,7 @@ fn make_blocking(file: &File, options: &DiskOptions) -> io::Result<()> {
 /// written, else with others who only read it.
 fn lock(file: &File, options: &DiskOptions) -> Result<(), DiskError> {
     let kind = if options.readonly { libc::F_RDLCK } else { libc::F_WRLCK };
-    // SAFETY: all-zero bytes are a valid flock: the whole file, whatever its length.
-    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
-    (lock.l_type, lock.l_whence) = (kind as libc::c_short, libc::SEEK_SET as libc::c_short);
-    // SAFETY: the descriptor is open, and the lock is valid for reads.
-    if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) } == 0 {
-        return Ok(());
-    }
-    let source = io::Error::last_os_error();
+    let Err(source) = lock_as(file, kind) else { return Ok(()) };
     let path = options.path.clone();
     match source.raw_os_error() {
         Some(libc::EAGAIN | libc::EACCES) => Err(DiskError::Locked(path)),
@@ -296,16 +327,43 @@ fn lock(file: &File, options: &DiskOptions) -> Result<(), DiskError> {
     }
 }
 
-/// A virtual machine would see the insides of an image of another format, and destroy them.
-fn check_format(file: &File, options: &DiskOptions) -> Result<(), DiskError> {
+/// Locks a file with others who only read it.
+pub fn lock_shared(file: &File) -> io::Result<()> {
+    lock_as(file, libc::F_RDLCK)
+}
+
+fn lock_as(file: &File, kind: libc::c_int) -> io::Result<()> {
+    // SAFETY: all-zero bytes are a valid flock: the whole file, whatever its length.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    (lock.l_type, lock.l_whence) = (kind as libc::c_short, libc::SEEK_SET as libc::c_short);
+    // SAFETY: the descriptor is open, and the lock is valid for reads.
+    if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) } == 0 {
+        return Ok(());
+    }
+    Err(io::Error::last_os_error())
+}
+
+/// Whether it is a qcow2. A virtual machine would see the insides of an image of another format, and destroy them.
+fn check_format(file: &File, options: &DiskOptions) -> Result<bool, DiskError> {
     for (offset, magic, format) in FORMATS {
         let mut found = [0; 8];
         let found = found.get_mut(..magic.len()).unwrap_or_default();
         if file.read_exact_at(found, offset).is_ok() && found == magic {
-            return Err(DiskError::Format { path: options.path.clone(), format });
+            let path = options.path.clone();
+            return match (format == QCOW2, options.readonly, options.direct) {
+                (true, true, false) => Ok(true),
+                (true, true, true) => Err(DiskError::Qcow2Direct(path)),
+                (true, false, _) => Err(DiskError::Qcow2ForWriting(path)),
+                (false, ..) => Err(DiskError::Format { path, format }),
+            };
         }
     }
-    Ok(())
+    Ok(false)
+}
+
+fn open_qcow2(file: &File, options: &DiskOptions) -> Result<Arc<Image>, DiskError> {
+    let image = Image::open(file, &options.path, options.backing);
+    image.map(Arc::new).map_err(|source| DiskError::Qcow2 { path: options.path.clone(), source })
 }
 
 /// What offsets and memory must be aligned to for transfers past the host's cache: of offsets at least a sector.

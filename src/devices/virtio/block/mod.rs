@@ -8,6 +8,7 @@ pub mod disk;
 mod features;
 mod job;
 mod plain;
+pub mod qcow2;
 mod request;
 mod shared;
 pub mod storage;

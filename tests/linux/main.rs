@@ -6,6 +6,7 @@ mod cases;
 #[path = "../common/mod.rs"]
 mod common;
 mod disk;
+mod disk_errors;
 mod disk_load;
 mod ring3;
 mod ring3_smp;

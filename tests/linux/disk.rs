@@ -308,6 +308,20 @@ fn an_erofs_as_the_root_file_system() {
     read_only_root("an_erofs_as_the_root_file_system", "erofs");
 }
 
+#[test]
+fn a_qcow2_as_the_root_file_system() {
+    const TEST: &str = "a_qcow2_as_the_root_file_system";
+    let Some(qemu_img) = find("qemu-img") else { return skip(TEST, "qemu-utils is not installed") };
+    let dir = tempfile::tempdir().expect("a directory");
+    let Some(raw) = root(TEST, dir.path(), "root.ext4") else { return };
+    let disk = dir.path().join("root.qcow2");
+    succeeds(Command::new(qemu_img).args(["convert", "-c", "-O", "qcow2", &raw]).arg(&disk));
+    let disk = format!("{},readonly", disk.display());
+    let script = "echo written >/file; cat /file; cat /sys/block/vda/ro";
+    let args = ["--disk", &disk, "--root-disk", "--", "sh", "-c", script];
+    boot(TEST, &args, b"").expect("the guest").assert(0, "written\n1\n");
+}
+
 /// Compressed by others: `tandem image create` makes none.
 #[test]
 fn an_erofs_that_is_compressed() {

@@ -274,16 +274,19 @@ fn images_that_cannot_be() {
             "nothing is left behind"
         );
     };
-    image("a.img", "/etc", 126, &[".ext4", ".squashfs"]);
+    image("a.img", "/etc", 126, &[".ext4", ".squashfs", ".erofs"]);
     image("a.ext4", "/nonexistent", 127, &["/nonexistent"]);
     image("a.ext4", "/dev/null", 126, &["/dev/null"]);
     // Without the tool.
     let (dir, tree) = (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory"));
-    let mut command = tandem();
-    command.args(["image", "create"]).arg(dir.path().join("a.squashfs")).arg("--from").arg(tree.path());
-    let run = run(command.env("PATH", dir.path()), b"", LIMIT);
-    // It may be where an ordinary user's PATH does not lead.
-    assert!(run.code == Some(0) || run.stderr.contains("apt-get install squashfs-tools"), "{run:?}");
+    for (name, package) in [("a.squashfs", "squashfs-tools"), ("a.erofs", "erofs-utils")] {
+        let mut command = tandem();
+        command.args(["image", "create"]).arg(dir.path().join(name)).arg("--from").arg(tree.path());
+        let run = run(command.env("PATH", dir.path()), b"", LIMIT);
+        // It may be where an ordinary user's PATH does not lead.
+        let install = format!("apt-get install {package}");
+        assert!(run.code == Some(0) || run.stderr.contains(&install), "{run:?}");
+    }
 }
 
 #[test]

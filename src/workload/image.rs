@@ -37,7 +37,7 @@ pub enum ImageError {
     Failed { tool: &'static str, message: String },
     #[error("a squashfs or erofs is as large as what is in it: leave out --size")]
     Size,
-    #[error("cannot make a directory beside {}", path.display())]
+    #[error("cannot make a directory in {}", path.display())]
     Temporary { path: PathBuf, source: io::Error },
     #[error("cannot write {}", path.display())]
     Write { path: PathBuf, source: io::Error },
@@ -107,8 +107,7 @@ pub fn create(output: &Path, from: &Path, size: Option<u64>) -> Result<Option<St
     let tree = if metadata.is_dir() {
         from
     } else if metadata.is_file() {
-        fs::create_dir(&unpacked)
-            .map_err(|source| ImageError::Temporary { path: output.to_owned(), source })?;
+        fs::create_dir(&unpacked).map_err(|source| ImageError::Temporary { path: work.0.clone(), source })?;
         unpack(&mut script, from, &unpacked)?;
         &unpacked
     } else {
@@ -118,7 +117,14 @@ pub fn create(output: &Path, from: &Path, size: Option<u64>) -> Result<Option<St
         Kind::Ext4 => {
             let needs =
                 Needs::of(tree).map_err(|source| ImageError::Read { path: tree.to_owned(), source })?;
-            script.ext4(&image, tree, size.unwrap_or_else(|| needs.ext4_size()), needs.inodes)?;
+            let usual = needs.ext4_size();
+            script.ext4(&image, tree, size.unwrap_or(usual), needs.inodes).map_err(|error| match error {
+                ImageError::Failed { tool, message } if size.is_some_and(|size| size < usual) => {
+                    let hint = format!("--size may be too small: without it the image has {}M", usual >> 20);
+                    ImageError::Failed { tool, message: format!("{hint} ({message})") }
+                }
+                other => other,
+            })?;
         }
         Kind::Squashfs => script.squashfs(&image, tree)?,
         Kind::Erofs => script.erofs(&image, tree)?,

@@ -124,6 +124,11 @@ fn other_images_are_read_through_only_if_that_is_allowed() {
     drop(held);
     let held = disk::Disk::open(&DiskOptions::new(dir.path().join("base")), Engine::Plain);
     assert!(refused(&allowed).contains("in use"));
+    // Who only looks is told.
+    let look = |options: &DiskOptions| disk::Disk::look_at(options, Engine::Plain).expect("the image");
+    let (reads, base) = (look(&allowed), DiskOptions::new(dir.path().join("base")));
+    assert!(look(&base).conflicts_with(&reads) && reads.conflicts_with(&look(&base)));
+    assert!(!reads.conflicts_with(&look(&read_only(&base.path))) && !reads.conflicts_with(&reads));
     drop(held);
     // Round and round, and too far.
     qemu_img(TEST, dir.path(), &["rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", "two", "one"]);

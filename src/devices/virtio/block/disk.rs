@@ -246,10 +246,23 @@ impl Disk {
         is_locked(&self.lock, self.geometry.writable)
     }
 
-    /// Whether both are the same file, and that cannot be.
+    /// Whether one of them writes a file that both are in or are read through.
     pub fn conflicts_with(&self, other: &Self) -> bool {
-        let id = |disk: &Self| disk.lock.metadata().map(|metadata| (metadata.dev(), metadata.ino())).ok();
-        (self.geometry.writable || other.geometry.writable) && id(self) == id(other)
+        let writes_of = |writer: &Self, other: &Self| {
+            let id = writer.lock.metadata().map(|metadata| (metadata.dev(), metadata.ino())).ok();
+            writer.geometry.writable && id.is_some_and(|id| other.files().contains(&id))
+        };
+        writes_of(self, other) || writes_of(other, self)
+    }
+
+    /// Device and inode numbers of its files.
+    fn files(&self) -> Vec<(u64, u64)> {
+        match &self.image {
+            Some(image) => image.files().to_vec(),
+            None => {
+                self.lock.metadata().map(|metadata| (metadata.dev(), metadata.ino())).into_iter().collect()
+            }
+        }
     }
 
     /// The open file.

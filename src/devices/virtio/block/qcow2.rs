@@ -81,7 +81,11 @@ pub enum Backing {
 
 /// An image that is open, and the images that it is read through.
 #[derive(Debug)]
-pub struct Image(FormatAccess<ImagoFile>);
+pub struct Image {
+    access: FormatAccess<ImagoFile>,
+    /// Device and inode numbers of all their files.
+    files: Vec<(u64, u64)>,
+}
 
 impl Image {
     /// The image in `file`, which is at `path` and is locked by the caller.
@@ -91,12 +95,19 @@ impl Image {
     pub fn open(file: &File, path: &Path, backing: Backing) -> Result<Self, Qcow2Error> {
         let unreadable = |source| Qcow2Error::Open { path: path.to_owned(), source };
         let file = file.try_clone().map_err(unreadable)?;
-        open(file, path, backing, &mut Vec::new()).map(Self)
+        let mut files = Vec::new();
+        let access = open(file, path, backing, &mut files)?;
+        Ok(Self { access, files })
     }
 
     /// Length of the disk in bytes.
     pub fn size(&self) -> u64 {
-        self.0.size()
+        self.access.size()
+    }
+
+    /// Device and inode numbers of the files that it is in and is read through.
+    pub fn files(&self) -> &[(u64, u64)] {
+        &self.files
     }
 
     /// Reads bytes of the disk; zeros beyond its end.
@@ -104,7 +115,7 @@ impl Image {
     /// # Errors
     /// The host cannot, or the image is damaged.
     pub fn read(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
-        self.0.read(bytes, offset)
+        self.access.read(bytes, offset)
     }
 
     fn perform(&self, operation: &Operation, chunk: &mut [u8]) -> io::Result<u64> {
@@ -145,8 +156,7 @@ fn open(
     let path_buf = || path.to_owned();
     let unreadable = |source| Qcow2Error::Open { path: path_buf(), source };
     let damaged = |source| Qcow2Error::Format { path: path_buf(), source };
-    let metadata = file.metadata().map_err(unreadable)?;
-    let identity = (metadata.dev(), metadata.ino());
+    let identity = identity(&file).map_err(unreadable)?;
     if seen.contains(&identity) {
         return Err(Qcow2Error::Cycle(path_buf()));
     }
@@ -178,6 +188,10 @@ fn open(
         len if !len.is_multiple_of(SECTOR) => Err(Qcow2Error::Size { path: path_buf(), len }),
         _ => Ok(image),
     }
+}
+
+fn identity(file: &File) -> io::Result<(u64, u64)> {
+    file.metadata().map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
 fn open_backing(
@@ -212,6 +226,11 @@ fn open_backing(
     if qcow2 {
         return open(file, &backing, mode, seen);
     }
+    let identity = identity(&file).map_err(unreadable)?;
+    if seen.contains(&identity) {
+        return Err(Qcow2Error::Cycle(backing));
+    }
+    seen.push(identity);
     let storage = ImagoFile::try_from(file).map_err(unreadable)?;
     Ok(FormatAccess::new(Raw::open_image(storage, false).map_err(unreadable)?))
 }

@@ -145,6 +145,31 @@ fn other_images_are_read_through_only_if_that_is_allowed() {
     assert!(refused(&allowed).contains("neither"), "{}", refused(&allowed));
 }
 
+/// The slowest there is: for each part that is read, a cluster of 2 MiB is decompressed.
+#[test]
+fn a_reset_waits_for_no_more_than_one_operation() {
+    const TEST: &str = "a_reset_waits_for_no_more_than_one_operation";
+    let dir = tempfile::tempdir().expect("a directory");
+    fs::write(dir.path().join("raw"), pattern(16 << 20, 9)).expect("an image");
+    let options = ["-c", "-f", "raw", "-O", "qcow2", "-o", "cluster_size=2M", "raw", "a"];
+    let Some(()) = qemu_img(TEST, dir.path(), &[&["convert"][..], &options].concat()) else { return };
+    let mut driver = open(&read_only(dir.path().join("a")), Engine::Uring);
+    let mut ring = driver.start(ALL, 1, 128, 0x10_0000).pop().expect("a ring");
+    vm_memory::Bytes::write_obj(&driver.memory, [0u64, 0], GuestAddress(0x3f_0000)).expect("header");
+    let mut chain = vec![(0x3f_0000, 16, false)];
+    chain.extend(vec![(0x40_0000, 4 << 20, true); 4]);
+    chain.push((0x3f_0800, 1, true));
+    (0..100).for_each(|_| assert!(driver.add(&mut ring, &chain).is_some()));
+    driver.write(driver::QUEUE_NOTIFY, 0);
+    std::thread::sleep(Duration::from_millis(20));
+    let start = Instant::now();
+    driver.write(STATUS, 0);
+    println!("{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    assert_eq!(driver.available(&ring), 100);
+    assert!(driver.take_used(&mut ring).is_none(), "it was over before");
+}
+
 #[test]
 fn what_is_not_read_of_qcow2_has_a_remedy() {
     let dir = tempfile::tempdir().expect("a directory");

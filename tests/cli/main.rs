@@ -208,7 +208,8 @@ fn a_dry_run_does_not_mind_that_a_disk_is_in_use() {
     let disk = file(&[0; 1024]);
     let used = Disk::open(&DiskOptions::new(disk.path()), Engine::Plain).expect("the disk");
     assert!(
-        disk_line(&mut tandem(), path(&disk)).ends_with(", in use by another virtual machine at the moment")
+        disk_line(&mut tandem(), path(&disk))
+            .ends_with(", in use at the moment, which a run would not accept")
     );
     drop(used);
     assert!(!disk_line(&mut tandem(), path(&disk)).contains("in use"));

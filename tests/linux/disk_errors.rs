@@ -34,3 +34,29 @@ fn a_loop_device_without_room_fails_flushes() {
     let told = run.stderr.lines().filter(|line| line.contains("/dev/loop")).count();
     assert_eq!(told, 1, "{}", run.stderr);
 }
+
+/// Two kernels that write one file system destroy it.
+#[test]
+fn a_block_device_that_is_mounted_is_refused() {
+    const TEST: &str = "a_block_device_that_is_mounted_is_refused";
+    if guest(TEST).is_none() {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    let prepare = "PATH=$PATH:/usr/sbin:/sbin; mount -t tmpfs none \"$0\" && mkdir \"$0/m\" && truncate -s 4M \"$0/disk\" &&
+        mke2fs -q -F -t ext4 \"$0/disk\" && loop=$(losetup --find --show \"$0/disk\") || exit 99
+        exec 3<$loop; losetup --detach $loop; mount $loop \"$0/m\" || exit 99
+        \"$@\" --dry-run --disk $loop -- true | grep -o 'in use at the moment'
+        \"$@\" --disk $loop -- true; echo $?
+        umount \"$0/m\"; \"$@\" --dry-run --disk $loop -- true | grep -c 'in use'
+        \"$@\" --disk $loop,queues=2 -- sh -c 'echo 1 | dd of=/dev/vda conv=fsync 2>/dev/null'; echo $?";
+    let mut command = Command::new("unshare");
+    command.args(["-m", "sh", "-c", prepare]).arg(dir.path());
+    command.arg(tandem().get_program()).args(["run", "--memory", "64M"]);
+    let run = run(&mut command, b"", LIMIT);
+    if run.code == Some(99) || run.stderr.contains("unshare") {
+        return skip(TEST, &format!("no loop device in a mount namespace: {}", run.stderr.trim()));
+    }
+    run.assert(0, "in use at the moment\n126\n0\n0\n");
+    assert!(run.stderr.contains("has mounted it"), "{}", run.stderr);
+}

@@ -100,7 +100,7 @@ fn disk_line(index: usize, disk: &Disk) -> String {
         line += &format!(", {} queues", geometry.queues);
     }
     if disk.is_in_use() {
-        line += ", in use by another virtual machine at the moment";
+        line += ", in use at the moment, which a run would not accept";
     }
     line
 }

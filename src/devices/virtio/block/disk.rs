@@ -2,7 +2,7 @@
 
 mod host;
 
-use std::fs::{File, Metadata};
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use virtio_bindings::bindings::virtio_blk::VIRTIO_BLK_ID_BYTES;
 use vmm_sys_util::eventfd::EventFd;
 
 pub(super) use self::host::lock_shared;
-use self::host::{QCOW2, direct_alignment, is_locked, is_qcow2, lock, make_blocking, open};
+use self::host::{QCOW2, direct_alignment, is_claimed, is_locked, is_qcow2, lock, make_blocking, open};
 use super::features::{Geometry, SECTOR};
 use super::plain::Plain;
 use super::qcow2::{self, Backing, Image, Qcow2Error};
@@ -62,6 +62,12 @@ pub enum DiskError {
         .0.display()
     )]
     Locked(PathBuf),
+    #[error(
+        "the block device {} is in use: the host has mounted it or one of its partitions, or it is part of something else \
+         (lsblk tells), or another virtual machine has it",
+        .0.display()
+    )]
+    Claimed(PathBuf),
     #[error("the disk {} cannot be locked against use by two virtual machines", path.display())]
     Lock { path: PathBuf, source: io::Error },
     #[error("serial={0}: a serial number has 1 to {SERIAL_LEN} printable ASCII characters")]
@@ -180,20 +186,24 @@ impl Disk {
             return Err(DiskError::Queues(options.queues));
         }
         let unreadable = |source| DiskError::Open { path: path.clone(), source };
-        let lock_file = open(options, false)?;
+        let mut lock_file = open(options, 0)?;
         let metadata = lock_file.metadata().map_err(unreadable)?;
         let kind = metadata.file_type();
         if !kind.is_file() && !kind.is_block_device() {
             return Err(DiskError::Kind(path));
         }
         if used {
+            if kind.is_block_device() && !options.readonly {
+                lock_file = open(options, libc::O_EXCL)?;
+            }
             lock(&lock_file, options)?;
         }
-        let file = open(options, options.direct)?;
-        let same =
-            |file: io::Result<Metadata>| file.map(|m| (m.dev(), m.ino()) == (metadata.dev(), metadata.ino()));
-        if !same(file.metadata()).map_err(unreadable)? {
-            return Err(unreadable(io::Error::other("it was replaced while it was opened")));
+        let file = open(options, if options.direct { libc::O_DIRECT } else { 0 })?;
+        for other in [&file, &lock_file] {
+            let other = other.metadata().map_err(unreadable)?;
+            if (other.dev(), other.ino()) != (metadata.dev(), metadata.ino()) {
+                return Err(unreadable(io::Error::other("it was replaced while it was opened")));
+            }
         }
         make_blocking(&file, options).map_err(unreadable)?;
         // Of a block device the metadata tell no size.
@@ -241,9 +251,12 @@ impl Disk {
         &self.path
     }
 
-    /// Whether somebody else uses it, beside whom it cannot be used.
+    /// Whether somebody else uses it, beside whom it cannot be used. Of one that is not [looked at](Self::look_at) but used
+    /// itself, only a file's lock tells.
     pub fn is_in_use(&self) -> bool {
-        is_locked(&self.lock, self.geometry.writable)
+        let writable = self.geometry.writable;
+        let is_device = || self.lock.metadata().is_ok_and(|metadata| metadata.file_type().is_block_device());
+        is_locked(&self.lock, writable) || (writable && is_device() && is_claimed(&self.path))
     }
 
     /// Whether one of them writes a file that both are in or are read through.

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
 
 use super::{DiskError, DiskOptions};
 use crate::devices::virtio::block::features::SECTOR;
@@ -25,15 +26,16 @@ const FORMATS: [(u64, &[u8], &str); 5] = [
     (0x40, b"\x7f\x10\xda\xbe", "VDI"),
 ];
 
-pub(super) fn open(options: &DiskOptions, direct: bool) -> Result<File, DiskError> {
-    let path = options.path.clone();
-    let open = |extra: libc::c_int| {
-        // Whatever it turns out to be, opening it shall not wait.
-        let flags = libc::O_NONBLOCK | libc::O_NOCTTY | extra;
-        File::options().read(true).write(!options.readonly).custom_flags(flags).open(&options.path)
-    };
-    match open(if direct { libc::O_DIRECT } else { 0 }) {
+/// Opens the file of a disk, with flags of `open` besides the usual.
+pub(super) fn open(options: &DiskOptions, extra: libc::c_int) -> Result<File, DiskError> {
+    let (path, direct) = (options.path.clone(), extra & libc::O_DIRECT != 0);
+    // Whatever it turns out to be, opening it shall not wait.
+    let flags = libc::O_NONBLOCK | libc::O_NOCTTY | extra;
+    match File::options().read(true).write(!options.readonly).custom_flags(flags).open(&options.path) {
         Ok(file) => Ok(file),
+        Err(source) if extra & libc::O_EXCL != 0 && source.raw_os_error() == Some(libc::EBUSY) => {
+            Err(DiskError::Claimed(path))
+        }
         Err(source) if direct && source.raw_os_error() == Some(libc::EINVAL) => {
             Err(DiskError::Direct { path, source })
         }
@@ -97,6 +99,13 @@ pub(super) fn is_locked(file: &File, writable: bool) -> bool {
     // SAFETY: the descriptor is open, and the lock is valid for reads and writes.
     let known = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_GETLK, &raw mut lock) } == 0;
     known && lock.l_type != libc::F_UNLCK as libc::c_short
+}
+
+/// Whether the host or somebody else has claimed a block device for itself: it is mounted, say, or one of its partitions is.
+pub(super) fn is_claimed(path: &Path) -> bool {
+    let flags = libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_EXCL;
+    let opened = File::options().read(true).custom_flags(flags).open(path);
+    opened.is_err_and(|error| error.raw_os_error() == Some(libc::EBUSY))
 }
 
 /// Whether it is a qcow2 to be read. A virtual machine would see the insides of an image of another format, and destroy them.

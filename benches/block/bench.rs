@@ -228,7 +228,11 @@ fn measure(contestant: Contestant, load: &Load, args: &Args, image: &Path, seed:
 
 fn quartiles(mut values: Vec<f64>) -> [f64; 3] {
     values.sort_by(f64::total_cmp);
-    [0.25, 0.5, 0.75].map(|share| values[(share * (values.len() - 1) as f64).round() as usize])
+    [0.25, 0.5, 0.75].map(|share| {
+        let place = share * (values.len() - 1) as f64;
+        let (below, above) = (values[place.floor() as usize], values[place.ceil() as usize]);
+        below + (above - below) * place.fract()
+    })
 }
 
 fn main() -> Result<()> {

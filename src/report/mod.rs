@@ -12,7 +12,7 @@ pub mod markdown;
 pub mod number;
 mod sheet;
 pub mod table;
-mod text;
+pub mod text;
 
 use thiserror::Error;
 

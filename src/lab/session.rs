@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill, killpg};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 
 use super::LabError;
@@ -193,12 +194,11 @@ impl<'s> Session<'s> {
             // What it tells is found out by looking.
             let _ = poll(&mut fds, PollTimeout::from(LOOK_EVERY));
         });
-        let failed = |source| LabError::Talk { what: self.what.clone(), source };
         // First: what it wrote before its end is in the pipes by then.
-        if self.code.is_none()
-            && let Some(status) = self.child.try_wait().map_err(failed)?
-        {
-            self.code = Some(status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default()));
+        if self.code.is_none() {
+            let ended =
+                self.has_ended().and_then(|ended| if ended { self.reap().map(Some) } else { Ok(None) });
+            self.code = ended.map_err(|source| LabError::Talk { what: self.what.clone(), source })?;
         }
         self.stdout.read();
         self.stderr.read();
@@ -215,7 +215,7 @@ impl<'s> Session<'s> {
         let pid = Pid::from_raw(self.pid());
         let deadline = Instant::now() + ENDS_WITHIN;
         let mut asked: u32 = 0;
-        while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < deadline {
+        while matches!(self.has_ended(), Ok(false)) && Instant::now() < deadline {
             // It has not been waited for: the number is still its own. The second signal is for those that are patient.
             if asked < 2 {
                 let _ = kill(pid, Signal::SIGTERM);
@@ -223,10 +223,21 @@ impl<'s> Session<'s> {
             }
             std::thread::sleep(Duration::from_millis(100));
         }
-        if matches!(self.child.try_wait(), Ok(None)) {
-            let _ = killpg(pid, Signal::SIGKILL);
-            let _ = self.child.wait();
-        }
+        // What does not die of that cannot be helped.
+        let _ = self.reap();
+    }
+
+    /// Whether it has ended. It is not waited for, so that its number, which is its group's, stays its own.
+    fn has_ended(&self) -> io::Result<bool> {
+        let how = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+        Ok(waitid(Id::Pid(Pid::from_raw(self.pid())), how)? != WaitStatus::StillAlive)
+    }
+
+    /// Kills its group, which may have members left, and waits for it. Its status as a shell tells it.
+    fn reap(&mut self) -> io::Result<i32> {
+        let _ = killpg(Pid::from_raw(self.pid()), Signal::SIGKILL);
+        let status = self.child.wait()?;
+        Ok(status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default()))
     }
 }
 
@@ -235,8 +246,6 @@ impl Drop for Session<'_> {
         if self.code.is_none() {
             self.end();
         }
-        // What is left of its group, whose number is in use as long as there is anything.
-        let _ = killpg(Pid::from_raw(self.pid()), Signal::SIGKILL);
     }
 }
 

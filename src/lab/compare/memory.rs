@@ -27,8 +27,10 @@ pub(super) fn limit(probes: &Probes) -> Observation {
         ))
     });
     let [host, container, vm] = cells.each_ref().map(|cell| cell.number("meminfo_bytes"));
+    let limited =
+        cells.each_ref().map(|cell| cell.fact("cgroup_limit_bytes").is_some()) == [false, true, false];
     let holds = host
-        .zip(container)
+        .zip(container.filter(|_| limited))
         .zip(vm)
         .map(|((host, container), vm)| (host - container).abs() < 1.0 && vm <= LIMIT as f64);
     Observation {

@@ -1,6 +1,6 @@
 //! The observations as a table: a block of lines for each, in columns, or below each other in a narrow terminal.
 
-use crate::lab::side::SIDES;
+use crate::lab::side::{SIDES, Side};
 use crate::report::text::{one_line, width, wrapped};
 
 use super::{Cell, Observation};
@@ -15,19 +15,38 @@ const COLUMNS: usize = 4;
 /// The table, in lines of at most `columns` characters unless a word is longer.
 pub fn table(observations: &[Observation], columns: usize) -> String {
     let each = columns.saturating_sub(GAP * (COLUMNS - 1)) / COLUMNS;
-    let mut out = String::new();
+    let (mut out, mut said) = (String::new(), Said::default());
     if each < LEAST {
-        observations.iter().for_each(|row| out += &below_each_other(row, columns));
+        observations.iter().for_each(|row| out += &below_each_other(row, &mut said, columns));
         return out;
     }
     let titles = SIDES.map(|side| side.name().to_owned());
     out += &beside([&titles[..], &["why".to_owned()]].concat(), each);
     for row in observations {
         out += &format!("\n{}", wrapped("", &heading(row), 2, columns));
-        let [host, container, vm] = row.cells.each_ref().map(Cell::text);
-        out += &beside(vec![host, container, vm, why(row)], each);
+        out += &beside(
+            SIDES.map(|side| said.text(side, row.cell(side))).into_iter().chain([why(row)]).collect(),
+            each,
+        );
     }
     out
+}
+
+/// Why sides could not be shown, which is often the same for all rows, and said once.
+#[derive(Default)]
+struct Said(Vec<(Side, String)>);
+
+impl Said {
+    fn text(&mut self, side: Side, cell: &Cell) -> String {
+        if let Cell::Absent(reason) = cell {
+            let reason = (side, reason.clone());
+            if self.0.contains(&reason) {
+                return "not shown: as above".into();
+            }
+            self.0.push(reason);
+        }
+        cell.text()
+    }
 }
 
 /// A paragraph for each observation.
@@ -48,10 +67,15 @@ fn why(row: &Observation) -> String {
     }
 }
 
-fn below_each_other(row: &Observation, columns: usize) -> String {
+fn below_each_other(row: &Observation, said: &mut Said, columns: usize) -> String {
     let mut out = wrapped("", &heading(row), 2, columns);
     for side in SIDES {
-        out += &wrapped(&format!("  {}: ", side.name()), &one_line(&row.cell(side).text()), 4, columns);
+        out += &wrapped(
+            &format!("  {}: ", side.name()),
+            &one_line(&said.text(side, row.cell(side))),
+            4,
+            columns,
+        );
     }
     out += &wrapped("  why: ", &why(row), 4, columns);
     out + "\n"
@@ -121,7 +145,9 @@ mod tests {
             // In a narrow terminal a word stays whole.
             let most = if columns < 86 { columns.max(58) } else { columns };
             assert!(text.lines().all(|line| width(line) <= most), "{columns}\n{text}");
-            assert!(text.contains("not shown:") && text.contains("NOT"), "{text}");
+            assert!(text.contains("not shown: no") && text.contains("NOT"), "{text}");
+            let words: Vec<_> = text.split_whitespace().collect();
+            assert!(words.join(" ").contains("above"), "a reason is given once: {text}");
         }
     }
 

@@ -219,6 +219,24 @@ fn an_interrupted_lab_leaves_nothing() {
 }
 
 #[test]
+fn what_a_killed_lab_leaves_is_gone_with_the_next() {
+    const TEST: &str = "what_a_killed_lab_leaves_is_gone_with_the_next";
+    let Some(built) = guest(TEST) else { return };
+    let before = Before::new(TEST);
+    let mut killed =
+        before.lab(&["compare"]).stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("a lab");
+    std::thread::sleep(Duration::from_millis(1000));
+    killed.kill().expect("kill");
+    killed.wait().expect("waiting for the lab");
+    // Its runs end by themselves.
+    before.assert_nothing_left(None);
+    let next = run(&mut before.lab(&["run", "portable"]), b"", LIMIT);
+    assert_eq!(next.code, Some(0), "{}", next.stderr);
+    let cache = built.ancestors().nth(2).expect("the cache");
+    assert_eq!(named(&cache.join("lab"), &format!("tandem-{}-", killed.id()), 1), Vec::<PathBuf>::new());
+}
+
+#[test]
 fn without_kvm_the_rest_is_shown() {
     const TEST: &str = "without_kvm_the_rest_is_shown";
     if guest(TEST).is_none() || !has_kvm(TEST) || !is_root(TEST) {

@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::container::cgroup::unique_name;
+use crate::container::cgroup::{remove_stale, unique_name};
 use crate::host::cgroup::{Cgroups, Version};
 use crate::lab::LabError;
 use crate::lab::side::{self, Given, READY, Side};
@@ -84,22 +84,21 @@ impl Group {
         let device =
             device(file).map_err(LabError::host("find the disk of the lab's files (it has to be one)"))?;
         let cgroups = Cgroups::detect(Path::new("/")).map_err(LabError::host("find the cgroups"))?;
-        let io = cgroups.controller("io").or_else(|| cgroups.controller("blkio"));
-        let hierarchy = io.ok_or_else(|| LabError::Missing {
+        // What a lab that was killed has left; only that would be in nobody's way either.
+        let _ = remove_stale(&cgroups);
+        let (parent, version) = parent(&cgroups).ok_or_else(|| LabError::Missing {
             what: "the host".into(),
-            key: "io or blkio controller".into(),
+            key: "cgroup whose children have the io controller".into(),
         })?;
         let name = unique_name().map_err(|error| LabError::host("name a cgroup")(io::Error::other(error)))?;
-        let group = Self { dir: hierarchy.group.join(name), version: hierarchy.version };
+        let group = Self { dir: parent.join(name), version };
         fs::create_dir(&group.dir)
             .map_err(LabError::host("make a cgroup for disk bandwidth (try as root)"))?;
         let (file, limit) = match group.version {
             Version::V2 => ("io.max", format!("{device} rbps={LIMIT}")),
             Version::V1 => ("blkio.throttle.read_bps_device", format!("{device} {LIMIT}")),
         };
-        let missing = "limit disk bandwidth (the controller has to be enabled for groups beside Tandem's, and the disk \
-                       a whole one)";
-        fs::write(group.dir.join(file), limit).map_err(LabError::host(missing))?;
+        fs::write(group.dir.join(file), limit).map_err(LabError::host("limit disk bandwidth"))?;
         Ok(group)
     }
 
@@ -128,6 +127,20 @@ impl Drop for Group {
             std::thread::sleep(Duration::from_millis(10));
         }
     }
+}
+
+/// Where a group with the controller can be made. Groups of version 2 have what their parent enables for its children, and
+/// the lab's own has a process, the lab, and may enable nothing.
+fn parent(cgroups: &Cgroups) -> Option<(PathBuf, Version)> {
+    if let Some(hierarchy) = cgroups.controller("blkio") {
+        return Some((hierarchy.group.clone(), hierarchy.version));
+    }
+    let unified = cgroups.hierarchies.iter().find(|hierarchy| hierarchy.version == Version::V2)?;
+    let enables = |dir: &&Path| {
+        let enabled = fs::read_to_string(dir.join("cgroup.subtree_control")).unwrap_or_default();
+        enabled.split_ascii_whitespace().any(|controller| controller == "io")
+    };
+    unified.group.ancestors().find(enables).map(|dir| (dir.to_owned(), Version::V2))
 }
 
 /// `MAJOR:MINOR` of the disk that a file is on; of the whole disk, if that is a partition.

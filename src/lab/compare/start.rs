@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::probe::Probe;
 use super::{Cell, LIMIT, Observation, Probes, cells, mib};
+use crate::arch::x86_64::memory_map::MemoryMap;
 use crate::lab::LabError;
 use crate::lab::session::Session;
 use crate::lab::side::{RUN_WITHIN, Side, milestone_ms};
@@ -35,6 +36,7 @@ pub(super) fn start(stage: &Stage, probes: &Probes) -> Result<Observation, LabEr
                 "mounts": probe.view.mounts,
                 "objects": probe.view.objects,
                 "exits": milestones.and_then(|summary| summary.get("exits")),
+                "memory_slots": if side == Side::Vm { memory_slots() } else { None },
                 "plan": if side == Side::Vm { plan.clone() } else { None },
             }),
         ))
@@ -69,14 +71,20 @@ fn vm(probe: &Probe) -> String {
             exits.iter().map(|(reason, count)| format!("{reason} {count}")).collect::<Vec<_>>().join(", ");
         format!(", {total} exits ({each})")
     });
+    let slots = memory_slots().map_or(String::new(), |slots| format!(" in {slots} memslot(s)"));
     format!(
-        "{} of guest memory{guest}, {} VM, {} vCPU, {} event descriptors{}",
+        "{} of guest memory{slots}{guest}, {} VM, {} vCPU, {} event descriptors{}",
         mib(LIMIT),
         count("kvm-vm"),
         count("kvm-vcpu"),
         count("eventfd"),
         exits.unwrap_or_default()
     )
+}
+
+/// Ranges of memory that KVM is given, each as a slot.
+fn memory_slots() -> Option<usize> {
+    MemoryMap::new(LIMIT).ok().map(|map| map.ram().count())
 }
 
 /// The machine as `tandem run` would build it: memory map, devices, disks.

@@ -11,7 +11,8 @@ use super::LabError;
 use super::session::{Ran, Session};
 use super::stage::Stage;
 
-/// How long one run may take: the standard guest needs 8 to 20 s on software KVM.
+/// How long one run may take at least, unless all is over before: the standard guest needs 8 to 20 s on software KVM, and
+/// more on a busy host.
 pub const RUN_WITHIN: Duration = Duration::from_secs(25);
 /// Line by which a script says that it waits.
 pub const READY: &str = "ready";
@@ -96,7 +97,7 @@ pub fn start<'s>(
     given: &Given<'_>,
     script: &str,
 ) -> Result<Session<'s>, LabError> {
-    Session::start(stage, side.phrase(), &mut command(stage, side, given, script), RUN_WITHIN)
+    Session::start(stage, side.phrase(), &mut command(stage, side, given, script), stage.run_within())
 }
 
 /// Runs a script on a side to its end.

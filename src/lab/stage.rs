@@ -11,12 +11,16 @@ use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
 use super::LabError;
+use super::side::RUN_WITHIN;
 use crate::bench::signals::Signals;
 use crate::container;
 use crate::host::errors::chain;
 use crate::host::paths::Paths;
 use crate::host::process::Identity;
 use crate::report::text::{Align, columns, one_line, wrapped};
+
+/// So many runs of the slowest kind fit into the time that there is for all.
+const RUNS: u32 = 5;
 
 /// What a demonstration stands on. It has one thread.
 pub struct Stage {
@@ -30,6 +34,7 @@ pub struct Stage {
     out: RefCell<Box<dyn Write>>,
     signals: RefCell<Signals>,
     deadline: Instant,
+    run_within: Duration,
 }
 
 impl Stage {
@@ -58,6 +63,7 @@ impl Stage {
             out: RefCell::new(out),
             signals: RefCell::new(Signals::new().map_err(LabError::Signals)?),
             deadline: Instant::now() + limit,
+            run_within: (limit / RUNS).clamp(RUN_WITHIN, 2 * RUN_WITHIN),
         })
     }
 
@@ -82,6 +88,11 @@ impl Stage {
             make().map_err(LabError::host("make a root file system"))?;
         }
         Ok(root)
+    }
+
+    /// How long one run may take.
+    pub fn run_within(&self) -> Duration {
+        self.run_within
     }
 
     /// When all has to be over.

@@ -52,8 +52,11 @@ impl Before {
         Self { mounts: Self::mounts(), mark: format!("{test}-{}", std::process::id()) }
     }
 
+    /// Those in a lab's directory, or made by one: others come and go on a shared host.
     fn mounts() -> String {
-        fs::read_to_string("/proc/self/mountinfo").expect("mounts")
+        let text = fs::read_to_string("/proc/self/mountinfo").expect("mounts");
+        let of_lab = |line: &&str| line.contains("/lab/tandem-") || line.contains(" - tmpfs lab ");
+        text.lines().filter(of_lab).collect()
     }
 
     fn lab(&self, args: &[&str]) -> Command {

@@ -120,7 +120,10 @@ fn remedy(what: &str) -> &'static str {
 impl LabError {
     /// Whether what comes after it can be tried all the same: only this one thing could not be shown.
     pub fn is_local(&self) -> bool {
-        !matches!(self, Self::Interrupted(_) | Self::Output(_) | Self::Signals(_) | Self::Scratch { .. })
+        !matches!(
+            self,
+            Self::Root(_) | Self::Interrupted(_) | Self::Output(_) | Self::Signals(_) | Self::Scratch { .. }
+        )
     }
 
     /// `cannot WHAT: source`.

@@ -26,10 +26,9 @@ const RUNS: u32 = 5;
 pub struct Stage {
     /// The program `tandem`.
     pub tandem: PathBuf,
-    /// The built guest's root file system, unpacked. Its programs run on the host too.
-    pub root: PathBuf,
     /// Columns of a line of output.
     pub width: usize,
+    paths: Paths,
     scratch: TempDir,
     out: RefCell<Box<dyn Write>>,
     signals: RefCell<Signals>,
@@ -41,9 +40,8 @@ impl Stage {
     /// Makes it, for at most `limit` from now on. Output goes to `out` in lines of at most `width` columns.
     ///
     /// # Errors
-    /// No guest is built, or the host refuses a directory in the cache or a descriptor.
+    /// The host refuses a directory in the cache or a descriptor.
     pub fn new(paths: &Paths, out: Box<dyn Write>, width: usize, limit: Duration) -> Result<Self, LabError> {
-        let root = container::built(paths)?.root()?;
         let dir = paths.cache_dir().map_err(container::RootError::from)?.join("lab");
         let own = Identity::own()?;
         let failed = |source| LabError::Scratch { path: dir.clone(), source };
@@ -57,8 +55,8 @@ impl Stage {
                 .ok()
                 .filter(|path| path.is_file())
                 .unwrap_or_else(|| "/proc/self/exe".into()),
-            root,
             width,
+            paths: paths.clone(),
             scratch,
             out: RefCell::new(out),
             signals: RefCell::new(Signals::new().map_err(LabError::Signals)?),
@@ -77,12 +75,12 @@ impl Stage {
     /// # Errors
     /// It cannot be written.
     pub fn small_root(&self) -> Result<PathBuf, LabError> {
-        let root = self.scratch().join("root");
+        let (root, busybox) = (self.scratch().join("root"), self.busybox()?);
         let make = || {
             for dir in ["bin", "dev", "etc", "proc", "sys", "tmp"] {
                 fs::create_dir_all(root.join(dir))?;
             }
-            fs::copy(self.busybox(), root.join("bin/busybox")).map(drop)
+            fs::copy(&busybox, root.join("bin/busybox")).map(drop)
         };
         if !root.join("bin/busybox").is_file() {
             make().map_err(LabError::host("make a root file system"))?;
@@ -100,9 +98,12 @@ impl Stage {
         self.deadline
     }
 
-    /// The program that runs on each side, as a file of the host.
-    pub fn busybox(&self) -> PathBuf {
-        self.root.join("bin/busybox")
+    /// The program that runs on each side, as a file of the host: in the built guest's root file system.
+    ///
+    /// # Errors
+    /// No guest is built.
+    pub fn busybox(&self) -> Result<PathBuf, LabError> {
+        Ok(container::built(&self.paths)?.root()?.join("bin/busybox"))
     }
 
     /// The signal by which the user has ended it, if any.

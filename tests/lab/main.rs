@@ -301,6 +301,18 @@ fn another_user_is_shown_what_can_be_shown() {
 }
 
 #[test]
+fn without_a_guest_it_is_told_how_to_build_one() {
+    let cache = tempfile::tempdir().expect("a temporary directory");
+    for args in [&["run", "portable"][..], &["compare"]] {
+        let mut command = tandem();
+        command.arg("lab").args(args).env("TANDEM_CACHE", cache.path()).env_remove("TANDEM_GUEST_DIR");
+        let run = run(&mut command, b"", LIMIT);
+        assert_eq!(run.code, Some(127), "{run:?}");
+        assert!(run.stderr.contains("build-guest"), "{}", run.stderr);
+    }
+}
+
+#[test]
 fn an_unknown_name_is_told_the_known_ones() {
     let run = run(tandem().args(["lab", "run", "nonsense"]), b"", LIMIT);
     assert_eq!(run.code, Some(127));

@@ -61,8 +61,8 @@ echo ready
 read -r line
 "#;
 
-pub(super) fn allocation(stage: &Stage) -> Result<Observation, LabError> {
-    let cells = made(|side| allocate(stage, side))?;
+pub(super) fn allocation(stage: &Stage, probes: &Probes) -> Result<Observation, LabError> {
+    let cells = made(probes, |side| allocate(stage, side))?;
     let [host, container, vm] = &cells;
     let fact = |cell: &Cell, name| cell.fact(name).and_then(|value| value.as_bool());
     let holds = fact(host, "killed").zip(fact(container, "killed")).zip(fact(vm, "killed"));

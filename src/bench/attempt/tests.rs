@@ -122,7 +122,7 @@ fn memory_is_read_while_the_run_is_held() {
 fn memory_of_a_process_is_read_at_its_exit() {
     let traced = Terms { measure: Measure::Traced(Where::default()), ..terms() };
     let run =
-        attempt(&shell("kill -USR1 $$ & trap 'echo got' USR1; wait; sleep 0.01; exit 0"), &traced, None);
+        attempt(&shell("trap 'echo got' USR1; kill -USR1 $$ & wait; sleep 0.01; exit 0"), &traced, None);
     assert!(run.failure.is_none(), "{:?}", run.failure);
     assert!(run.memory.unwrap().pss > 50_000);
     let run = attempt(&shell("kill -TERM $$"), &traced, None);

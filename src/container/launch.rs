@@ -22,6 +22,7 @@ use crate::host::terminal::Kept;
 use crate::machine::outcome::CommandStatus;
 use crate::milestone::probe::{self, Code, RECORD_LEN, SIGNALLED};
 use crate::milestone::supervisor::Supervisor;
+use crate::milestone::trace::span;
 use crate::milestone::{Milestone, Stamps};
 
 /// How long the workload may take to end after a signal was passed on to it.
@@ -73,6 +74,7 @@ pub struct Finished {
 /// # Errors
 /// It could not be started. What happens later is part of the outcome.
 pub fn run(config: &Config, stamps: &Stamps, supervisor: &Supervisor) -> Result<Finished, LaunchError> {
+    let preparing = span("signals, pipe, terminal");
     let ending = signals::ending();
     // Also in the child, so that none is lost before its init can receive it.
     ending.thread_block().map_err(no("signal mask"))?;
@@ -80,6 +82,7 @@ pub fn run(config: &Config, stamps: &Stamps, supervisor: &Supervisor) -> Result<
     let signals = SignalFd::with_flags(&ending, flags).map_err(no("descriptor for signals"))?;
     let (reports, report) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).map_err(no("pipe"))?;
     let terminal = Kept::of_stdin();
+    drop(preparing);
     let group = make_group(config)?;
     let (go_read, go) = match group.as_ref().is_some_and(Group::has_v1) {
         true => nix::unistd::pipe2(OFlag::O_CLOEXEC)
@@ -87,28 +90,36 @@ pub fn run(config: &Config, stamps: &Stamps, supervisor: &Supervisor) -> Result<
             .map_err(no("pipe"))?,
         false => (None, None),
     };
+    let planning = span("prepare what the child needs, the seccomp filter");
     let step = |(step, error): (Step, io::Error)| {
         StepError::new(step, config.rootless, error.raw_os_error().unwrap_or(0))
     };
     let plan = Plan::new(config, &report, supervisor.hold_fd(), go_read.as_ref()).map_err(step)?;
+    drop(planning);
     stamps.stamp(Milestone::Ready);
     let (pid, pidfd) = start(&plan, config.rootless, group.as_ref().and_then(Group::clone_into))
         .map_err(|errno| StepError::new(Step::Clone, config.rootless, errno))?;
     drop((plan, report, go_read));
     let mut run = Run { pid, pidfd, reports, signals, stamps, supervisor, records: Records::default() };
+    let joining = span("put the init into its cgroup");
     let joined = join(pid, group.as_ref(), go);
     if joined.is_err() {
         run.signal(libc::SIGKILL);
     }
+    drop(joining);
     // Meanwhile the child is at work.
+    let removing = span("remove cgroups that others have left behind");
     group.iter().for_each(cgroup::remove_stale_beside);
+    drop(removing);
     let reason = run.wait(config.timeout);
     stamps.stamp(Milestone::Stopped);
     drop(terminal);
     let finished = run.finish(reason, config.rootless);
+    let removing = span("ask the cgroup what was used, and remove it");
     let usage = group.as_ref().map(Group::usage);
     // Its own failures are told as warnings: the workload's status is worth more.
     drop(group);
+    drop(removing);
     stamps.stamp(Milestone::Clean);
     joined?;
     Ok(Finished { usage, ..finished? })
@@ -119,6 +130,7 @@ fn make_group(config: &Config) -> Result<Option<Group>, LaunchError> {
     if config.profile == Profile::Minimal {
         return Ok(None);
     }
+    let _span = span("make the cgroup");
     let cgroups = Cgroups::detect(Path::new("/"))
         .map_err(|source| LaunchError::Host { what: "list of cgroups", source })?;
     let group = Group::create(&cgroups, &config.limits, &cgroup::unique_name()?)?;
@@ -145,6 +157,7 @@ fn start(plan: &Plan, rootless: bool, cgroup: Option<BorrowedFd>) -> Result<(lib
     if rootless {
         namespaces |= libc::CLONE_NEWUSER;
     }
+    let _span = span("clone3");
     let mut pidfd: libc::c_int = -1;
     // SAFETY: a clone_args is made of integers, for which zero means: none.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };

@@ -12,6 +12,7 @@ mod request;
 mod shared;
 pub mod storage;
 mod syncs;
+mod timing;
 mod uring;
 mod worker;
 

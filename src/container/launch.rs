@@ -22,7 +22,7 @@ use crate::host::terminal::Kept;
 use crate::machine::outcome::CommandStatus;
 use crate::milestone::probe::{self, Code, RECORD_LEN, SIGNALLED};
 use crate::milestone::supervisor::Supervisor;
-use crate::milestone::trace::span;
+use crate::milestone::trace::{self, span};
 use crate::milestone::{Milestone, Stamps};
 
 /// How long the workload may take to end after a signal was passed on to it.
@@ -94,11 +94,12 @@ pub fn run(config: &Config, stamps: &Stamps, supervisor: &Supervisor) -> Result<
     let step = |(step, error): (Step, io::Error)| {
         StepError::new(step, config.rootless, error.raw_os_error().unwrap_or(0))
     };
-    let plan = Plan::new(config, &report, supervisor.hold_fd(), go_read.as_ref()).map_err(step)?;
+    let mut plan = Plan::new(config, &report, supervisor.hold_fd(), go_read.as_ref()).map_err(step)?;
     drop(planning);
     stamps.stamp(Milestone::Ready);
     let (pid, pidfd) = start(&plan, config.rootless, group.as_ref().and_then(Group::clone_into))
         .map_err(|errno| StepError::new(Step::Clone, config.rootless, errno))?;
+    let marks = plan.marks.take();
     drop((plan, report, go_read));
     let mut run = Run { pid, pidfd, reports, signals, stamps, supervisor, records: Records::default() };
     let joining = span("put the init into its cgroup");
@@ -120,6 +121,9 @@ pub fn run(config: &Config, stamps: &Stamps, supervisor: &Supervisor) -> Result<
     // Its own failures are told as warnings: the workload's status is worth more.
     drop(group);
     drop(removing);
+    if let Some((marks, recorder)) = marks.zip(trace::recorder()) {
+        marks.tell(recorder, pid);
+    }
     stamps.stamp(Milestone::Clean);
     joined?;
     Ok(Finished { usage, ..finished? })

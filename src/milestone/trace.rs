@@ -164,11 +164,14 @@ impl Recorder {
         let thread = thread_id();
         let mut record = self.lock();
         name_thread(&mut record, thread);
-        if record.spans.len() < SPANS {
-            record.spans.push(Span { name, thread, start_ns, end_ns });
-        } else {
-            record.dropped += 1;
-        }
+        record.add(Span { name, thread, start_ns, end_ns });
+    }
+
+    /// Records work of a process that cannot do so itself.
+    pub fn span_of(&self, thread: i32, named: &str, name: Cow<'static, str>, start_ns: u64, end_ns: u64) {
+        let mut record = self.lock();
+        record.threads.entry(thread).or_insert_with(|| named.to_owned());
+        record.add(Span { name, thread, start_ns, end_ns });
     }
 
     /// Names the calling thread.
@@ -215,6 +218,14 @@ impl Recorder {
 }
 
 impl Record {
+    fn add(&mut self, span: Span) {
+        if self.spans.len() < SPANS {
+            self.spans.push(span);
+        } else {
+            self.dropped += 1;
+        }
+    }
+
     fn take_byte(&mut self, byte: u8) {
         match byte {
             b'\n' => {

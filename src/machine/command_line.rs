@@ -37,8 +37,8 @@ const RING3: &[&str] = &["console=hvc0", "panic=-1", "reboot=k"];
 /// Leaves the kernel of a ring3 guest accessible to its programs, who then are faster.
 const ISOLATION_OFF: &str = "ring3_isolation=off";
 
-/// The kernel tells of its initcalls, which are debug messages; with room for those that come before there is a console.
-const INITCALLS: &[&str] = &["initcall_debug", "loglevel=8", "printk.time=1", "log_buf_len=512K"];
+/// The kernel tells of its initcalls, which are debug messages, with stamps.
+const INITCALLS: &[&str] = &["initcall_debug", "loglevel=8", "printk.time=1"];
 
 /// What decides on the command line.
 #[derive(Clone, Copy, Debug, Default)]

@@ -35,10 +35,12 @@ pub fn parse(lines: &[LogLine], symbol: impl Fn(u64) -> Option<String>) -> Vec<I
         let by_stamp = lag.zip(stamp).map(|(lag, stamp)| lag.saturating_add(stamp).min(at));
         if let Some((name, pid)) = calling(text) {
             // One that never returns would stay for ever; they nest a few deep at most.
-            calls.truncate(64);
+            if calls.len() >= 64 {
+                calls.remove(0);
+            }
             calls.push(Call { name, pid, at: by_stamp });
         } else if let Some((name, result, usecs)) = returned(text) {
-            let call = calls.iter().rposition(|call| call.name == name).map(|index| calls.swap_remove(index));
+            let call = calls.iter().rposition(|call| call.name == name).map(|index| calls.remove(index));
             let end = by_stamp.unwrap_or(at);
             let told = usecs.saturating_mul(1000);
             fine |= usecs % 1000 != 0;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use kvm_bindings::{kvm_cpuid_entry2, kvm_msr_entry, kvm_regs, kvm_sregs};
 use libfuzzer_sys::fuzz_target;
+use tandem::hypervisor::exits::{Detail, Exits, Meter, Reason};
 use tandem::hypervisor::{Cause, Exit, Interrupter, PortData, Registers, Result, RunState, SyncedVcpu, Vcpu};
 use tandem::ring3::{Board, Console, Ring3Vcpu, State, Table};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -41,6 +42,7 @@ struct Player {
     registers: Registers,
     port: Option<(u16, bool)>,
     data: [u8; 4],
+    meter: Meter,
 }
 
 impl Vcpu for Player {
@@ -69,6 +71,9 @@ impl Vcpu for Player {
     fn interrupter(&self) -> Arc<dyn Interrupter> {
         Arc::new(Kick)
     }
+    fn finish(&mut self) -> (Exits, Option<Box<Detail>>) {
+        self.meter.finish(Vec::new)
+    }
 }
 
 impl SyncedVcpu for Player {
@@ -76,6 +81,7 @@ impl SyncedVcpu for Player {
 
     fn enter(&mut self) -> Result<Cause> {
         self.port = None;
+        self.meter.entering();
         while let Some([kind, a, b, c, d, e, f, g]) = self.records.next() {
             match kind & 3 {
                 0 => {
@@ -84,7 +90,10 @@ impl SyncedVcpu for Player {
                             self.memory.write_obj(value, GuestAddress(g % MEMORY as u64 + offset as u64 * 8));
                     }
                 }
-                1 => return Ok(Cause::Interrupted),
+                1 => {
+                    self.meter.left(Reason::Interrupted);
+                    return Ok(Cause::Interrupted);
+                }
                 _ => {
                     let regs = &mut self.registers.regs;
                     (regs.rip, regs.rsp, regs.rdi, regs.rsi, regs.rdx, regs.rcx) = (a, b, c, d, e, f);
@@ -99,11 +108,18 @@ impl SyncedVcpu for Player {
                     let port = (kind >> 16) as u16;
                     let write = kind & 64 != 0;
                     self.port = Some((port, write));
-                    return Ok(if write { Cause::PortWrite(port) } else { Cause::PortRead(port) });
+                    let reason = if write { Reason::PortWrite(port) } else { Reason::PortRead(port) };
+                    self.meter.left(reason);
+                    return Ok(Cause::of(reason));
                 }
             }
         }
+        self.meter.left(Reason::Other);
         Ok(Cause::Other)
+    }
+
+    fn meter(&mut self) -> &mut Meter {
+        &mut self.meter
     }
 
     fn exit(&mut self) -> Exit<'_> {
@@ -168,6 +184,7 @@ fuzz_target!(|data: &[u8]| {
         registers: Registers { sregs, ..Default::default() },
         port: None,
         data: [0; 4],
+        meter: Meter::detailed(true),
     };
     let board = Board::new(memory, 2);
     board.connect([Some(Arc::new(Sink)), None]);

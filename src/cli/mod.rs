@@ -64,6 +64,7 @@ enum Command {
 pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
     let began = milestone::now();
     let args: Vec<_> = args.into_iter().collect();
+    run::begin_to_record(&args);
     // What KVM has to tell takes longer than reading the command line, and goes on beside it. Nothing is created.
     let kvm = run::is_for_vm(&args).then(KvmHypervisor::open);
     let cli = match Cli::try_parse_from(args) {

@@ -4,6 +4,7 @@ mod container;
 mod disk;
 mod dry_run;
 mod guest;
+mod insight;
 mod resolve;
 mod summary;
 
@@ -27,6 +28,7 @@ use crate::hypervisor::{self, kvm::KvmHypervisor};
 use crate::machine::outcome::exit_code;
 use crate::machine::{self, config::Console};
 use crate::milestone::supervisor::Supervisor;
+use crate::milestone::trace::span;
 use crate::milestone::{Milestone, Stamps};
 
 /// Arguments of `tandem run`.
@@ -100,6 +102,8 @@ pub struct RunArgs {
     /// Show the guest kernel's messages
     #[arg(long, short)]
     verbose: bool,
+    #[command(flatten)]
+    insight: insight::InsightArgs,
     /// Descriptor for a line of JSON at the end of the run
     #[arg(long, value_name = "FD", hide = true)]
     report_fd: Option<RawFd>,
@@ -165,6 +169,8 @@ enum ConsoleChoice {
 fn disk_parser() -> impl TypedValueParser<Value = DiskArg> {
     OsStringValueParser::new().try_map(|value| disk::parse(&value))
 }
+
+pub use self::insight::begin as begin_to_record;
 
 /// Which KVM this host has, found out when asked.
 type Backend = LazyCell<KvmBackend>;
@@ -233,6 +239,7 @@ fn run_vm(
 ) -> u8 {
     // Looked up if a Linux guest or a message depends on it.
     let backend: Backend = LazyCell::new(|| KvmBackend::detect(Path::new("/")));
+    let resolving = span("resolve the command line, read the kernel");
     let config = match resolve::resolve(args, &backend) {
         Ok(config) => config,
         Err(error) => {
@@ -244,6 +251,11 @@ fn run_vm(
     if args.dry_run {
         return dry_run::print(&config, *backend, args.json);
     }
+    let insight = match args.insight.open() {
+        Ok(insight) => insight,
+        Err(code) => return code,
+    };
+    drop(resolving);
     let finished = {
         let hypervisor = match kvm {
             Ok(hypervisor) => Arc::new(hypervisor),
@@ -258,7 +270,7 @@ fn run_vm(
     };
     stamps.stamp(Milestone::Clean);
     match finished {
-        Ok(finished) => summary::print(args, &config, &backend, stamps, &finished, supervisor),
+        Ok(finished) => summary::print(args, &config, &backend, stamps, &finished, supervisor, insight),
         Err(error) => {
             report(&error);
             supervisor.failed("vm", exit_code::SETUP, &error);

@@ -11,6 +11,7 @@ use std::ptr;
 use libc::{c_int, c_ulong};
 
 use super::config::RootMode;
+use super::marks::Mark;
 use super::plan::Plan;
 use super::security::{CapSet, drop_capabilities, install, mask_paths, set_no_new_privs};
 use super::step::Step;
@@ -68,8 +69,16 @@ pub(super) fn run(plan: &Plan) -> Failure {
     }
 }
 
+/// Says that it has come so far.
+fn mark(plan: &Plan, mark: Mark) {
+    if let Some(marks) = &plan.marks {
+        marks.make(mark);
+    }
+}
+
 /// Everything up to the execution; the descriptor of the program.
 fn prepare(plan: &Plan) -> Result<RawFd> {
+    mark(plan, Mark::Begun);
     die_with_parent(plan.parent.as_raw_fd())?;
     place_descriptors(plan)?;
     if let Some(user) = &plan.user {
@@ -78,17 +87,21 @@ fn prepare(plan: &Plan) -> Result<RawFd> {
         write_file(c"/proc/self/gid_map", &user.gid)?;
         write_file(c"/proc/self/uid_map", &user.uid)?;
     }
+    mark(plan, Mark::Placed);
     mount(Step::Private, None, c"/", None, libc::MS_REC | libc::MS_PRIVATE, None)?;
     let init = clone_init(plan.init)?;
     let host = open_directory(Step::Root, c"/")?;
     // SAFETY: plain system call.
     unsafe { libc::umask(0) };
     enter_root(plan)?;
+    mark(plan, Mark::Root);
     // The old root comes to lie on top of the new one, where `.` finds it: pivot_root(2).
     // SAFETY: both strings end with NUL.
     let pivoted = unsafe { libc::syscall(libc::SYS_pivot_root, c".".as_ptr(), c".".as_ptr()) };
     check(Step::Pivot, pivoted as c_int)?;
+    mark(plan, Mark::Pivoted);
     mount_all(plan, host)?;
+    mark(plan, Mark::Mounted);
     // SAFETY: the string ends with NUL.
     check(Step::Detach, unsafe { libc::umount2(c".".as_ptr(), libc::MNT_DETACH) })?;
     // SAFETY: the string ends with NUL.
@@ -100,7 +113,9 @@ fn prepare(plan: &Plan) -> Result<RawFd> {
     // SAFETY: pointer and length are those of a live string.
     check(Step::Hostname, unsafe { libc::sethostname(name.as_ptr().cast(), name.len()) })?;
     bring_loopback_up();
+    mark(plan, Mark::Detached);
     confine(plan)?;
+    mark(plan, Mark::Confined);
     Ok(init)
 }
 
@@ -115,6 +130,7 @@ fn confine(plan: &Plan) -> Result {
             _ => return Err(Failure { step: Step::Cgroup, errno: libc::EPIPE }),
         }
     }
+    mark(plan, Mark::Joined);
     // SAFETY: plain system call.
     check(Step::Cgroup, unsafe { libc::unshare(libc::CLONE_NEWCGROUP) })?;
     if plan.filter.is_some() {

@@ -13,6 +13,7 @@ use thiserror::Error;
 use super::cgroup::{self, CgroupError, Group, Usage};
 use super::child;
 use super::config::{Config, Profile};
+use super::marks::Marks;
 use super::outcome::{Outcome, Reason};
 use super::plan::Plan;
 use super::step::{Step, StepError};
@@ -22,6 +23,7 @@ use crate::host::terminal::Kept;
 use crate::machine::outcome::CommandStatus;
 use crate::milestone::probe::{self, Code, RECORD_LEN, SIGNALLED};
 use crate::milestone::supervisor::Supervisor;
+use crate::milestone::trace::{self, span};
 use crate::milestone::{Milestone, Stamps};
 
 /// How long the workload may take to end after a signal was passed on to it.
@@ -73,6 +75,7 @@ pub struct Finished {
 /// # Errors
 /// It could not be started. What happens later is part of the outcome.
 pub fn run(config: &Config, stamps: &Stamps, supervisor: &Supervisor) -> Result<Finished, LaunchError> {
+    let preparing = span("signals, pipe, terminal");
     let ending = signals::ending();
     // Also in the child, so that none is lost before its init can receive it.
     ending.thread_block().map_err(no("signal mask"))?;
@@ -80,24 +83,35 @@ pub fn run(config: &Config, stamps: &Stamps, supervisor: &Supervisor) -> Result<
     let signals = SignalFd::with_flags(&ending, flags).map_err(no("descriptor for signals"))?;
     let (reports, report) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).map_err(no("pipe"))?;
     let terminal = Kept::of_stdin();
+    drop(preparing);
     let group = make_group(config)?;
-    let child = create(config, &report, supervisor, stamps, group.as_ref(), true)?;
+    let mut child = create(config, &report, supervisor, stamps, group.as_ref(), true)?;
     drop(report);
+    let joining = span("put the init into its cgroup");
     let joined = join(&child, group.as_ref());
+    drop(joining);
+    let marks = child.marks.take();
     let Created { pid, pidfd, .. } = child;
     let mut run = Run { pid, pidfd, reports, signals, stamps, supervisor, records: Records::default() };
     if joined.is_err() {
         run.signal(libc::SIGKILL);
     }
     // Meanwhile the child is at work.
+    let removing = span("remove cgroups that others have left behind");
     group.iter().for_each(cgroup::remove_stale_beside);
+    drop(removing);
     let reason = run.wait(config.timeout);
     stamps.stamp(Milestone::Stopped);
     drop(terminal);
     let finished = run.finish(reason, config.rootless);
+    let removing = span("ask the cgroup what was used, and remove it");
     let usage = group.as_ref().map(Group::usage);
     // Its own failures are told as warnings: the workload's status is worth more.
     drop(group);
+    drop(removing);
+    if let Some((marks, recorder)) = marks.zip(trace::recorder()) {
+        marks.tell(recorder, pid);
+    }
     stamps.stamp(Milestone::Clean);
     // A child that has failed before it could be moved says more.
     let finished = finished?;
@@ -110,6 +124,7 @@ fn make_group(config: &Config) -> Result<Option<Group>, LaunchError> {
     if config.profile == Profile::Minimal {
         return Ok(None);
     }
+    let _span = span("make the cgroup");
     let cgroups = Cgroups::detect(Path::new("/"))
         .map_err(|source| LaunchError::Host { what: "list of cgroups", source })?;
     let group = Group::create(&cgroups, &config.limits, &cgroup::unique_name()?)?;
@@ -124,6 +139,8 @@ struct Created {
     born_in_group: bool,
     /// It waits for a byte from here, once it has been moved into its other groups.
     go: Option<OwnedFd>,
+    /// When it was at which step, for a timeline.
+    marks: Option<Marks>,
 }
 
 /// Prepares everything and creates the child; in its v2 group, if it has one and `born_in_group`.
@@ -140,12 +157,14 @@ fn create(
     let pipe = waits.then(|| nix::unistd::pipe2(OFlag::O_CLOEXEC)).transpose().map_err(no("pipe"))?;
     let (go_read, go) = pipe.unzip();
     let failed = |step, errno| StepError::new(step, config.rootless, errno);
-    let plan = Plan::new(config, report, supervisor.hold_fd(), go_read.as_ref())
+    let planning = span("prepare what the child needs, the seccomp filter");
+    let mut plan = Plan::new(config, report, supervisor.hold_fd(), go_read.as_ref())
         .map_err(|(step, error)| failed(step, error.raw_os_error().unwrap_or(0)))?;
+    drop(planning);
     let cgroup = group.and_then(Group::clone_into).filter(|_| born_in_group);
     stamps.stamp(Milestone::Ready);
     match start(&plan, config.rootless, cgroup) {
-        Ok((pid, pidfd)) => Ok(Created { pid, pidfd, born_in_group, go }),
+        Ok((pid, pidfd)) => Ok(Created { pid, pidfd, born_in_group, go, marks: plan.marks.take() }),
         // Before Linux 5.7, or where the group takes no processes of ours this way: it may be moved there.
         Err(libc::EINVAL | libc::E2BIG | libc::EACCES | libc::EBUSY | libc::EOPNOTSUPP)
             if cgroup.is_some() =>
@@ -177,6 +196,7 @@ fn start(plan: &Plan, rootless: bool, cgroup: Option<BorrowedFd>) -> Result<(lib
     if rootless {
         namespaces |= libc::CLONE_NEWUSER;
     }
+    let _span = span("clone3");
     let mut pidfd: libc::c_int = -1;
     // SAFETY: a clone_args is made of integers, for which zero means: none.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };

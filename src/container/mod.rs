@@ -7,6 +7,7 @@ pub mod cgroup;
 mod child;
 mod config;
 mod launch;
+mod marks;
 mod outcome;
 mod plan;
 mod root;

@@ -7,8 +7,10 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
 
 use super::config::{Config, Profile, RootMode};
+use super::marks::Marks;
 use super::security::default_filter;
 use super::step::Step;
+use crate::milestone::trace;
 
 /// Descriptors that the child moves to their places are above those places.
 const FIRST_FD: libc::c_int = 16;
@@ -29,6 +31,8 @@ pub(super) struct Plan<'a> {
     pub hold: Option<OwnedFd>,
     /// A pipe from which a byte comes once the child is in its cgroup, if that takes its parent.
     pub go: Option<OwnedFd>,
+    /// Where to say when it was at which step, if anybody wants to know.
+    pub marks: Option<Marks>,
     pub user: Option<UserMap>,
     /// The seccomp filter; without one no paths are masked either.
     pub filter: Option<Vec<libc::sock_filter>>,
@@ -62,6 +66,7 @@ impl<'a> Plan<'a> {
             manifest: manifest(&config.manifest).map_err(descriptor)?,
             hold: hold.map(|fd| raise(fd.as_raw_fd())).transpose().map_err(descriptor)?,
             go: go.map(|fd| raise(fd.as_raw_fd())).transpose().map_err(descriptor)?,
+            marks: trace::recorder().filter(|recorder| recorder.has_timeline()).and_then(|_| Marks::new()),
             user,
             filter: (config.profile == Profile::Default).then(default_filter),
             mode: config.mode,

@@ -99,6 +99,11 @@ impl PortBus {
         Map::new(slots, u16::MAX.into()).map(Self)
     }
 
+    /// Name of the device that answers at the port, and which of its registers that is.
+    pub fn device_at(&self, port: u16) -> Option<(&'static str, u64)> {
+        self.0.find(port.into(), 1).map(|(device, offset)| (device.name(), offset))
+    }
+
     /// Performs a port exit: one access of `size` bytes for each item in `data`, all to the same `port`, as string
     /// instructions do. A size of 0 counts as 1; a last item that is cut short is an access of its own width.
     #[inline]
@@ -140,6 +145,11 @@ impl MmioBus {
     /// Builds the bus; no two slots may overlap.
     pub fn new(slots: Vec<Slot>) -> Result<Self, BusError> {
         Map::new(slots, u64::MAX).map(Self)
+    }
+
+    /// Name of the device that answers at the address, and which of its registers that is.
+    pub fn device_at(&self, addr: u64) -> Option<(&'static str, u64)> {
+        self.0.find(addr, 1).map(|(device, offset)| (device.name(), offset))
     }
 
     /// The guest reads `data.len()` bytes at `addr`.
@@ -199,7 +209,9 @@ mod tests {
         let (a, b) = (Fake::new(1, "COM1"), Fake::new(2, "probe"));
         let error = PortBus::new(vec![slot(0x3ff, 4, &b), slot(0x3f8, 8, &a)]).err().unwrap();
         assert_eq!(error.to_string(), "COM1 at 0x3f8..=0x3ff and probe at 0x3ff overlap");
-        assert!(PortBus::new(vec![slot(0x400, 4, &b), slot(0x3f8, 8, &a)]).is_ok());
+        let bus = PortBus::new(vec![slot(0x400, 4, &b), slot(0x3f8, 8, &a)]).unwrap();
+        assert_eq!(bus.device_at(0x401), Some(("probe", 1)));
+        assert_eq!(bus.device_at(0x404), None);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Tandem's own memory.
 
-use std::ptr;
+use std::{fs, ptr};
 
 /// Size of a page in bytes; the x86-64 architecture's.
 const PAGE_SIZE: usize = 4096;
@@ -28,9 +28,77 @@ pub fn release_code_pages() {
     }
 }
 
+/// What the host has given for memory that was mapped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryUse {
+    /// Bytes that are in memory. The page of zeros, which is mapped where memory was only read, does not count.
+    pub resident: u64,
+    /// Bytes of those that were written and belong to this process alone.
+    pub dirty: u64,
+    /// Bytes in huge pages, which come as a whole when one of their bytes is written.
+    pub huge: u64,
+}
+
+/// The use of these ranges of addresses, from and to, by /proc/self/smaps; a mapping that lies in one with a part does
+/// so with all of it. `None` if there is no such file, or no mapping.
+pub fn use_of(ranges: &[(u64, u64)]) -> Option<MemoryUse> {
+    parse_use(&fs::read_to_string("/proc/self/smaps").ok()?, ranges)
+}
+
+fn parse_use(smaps: &str, ranges: &[(u64, u64)]) -> Option<MemoryUse> {
+    let mut found = None;
+    let mut inside = false;
+    for line in smaps.lines() {
+        let mut words = line.split_ascii_whitespace();
+        let (Some(first), second) = (words.next(), words.next()) else { continue };
+        if let Some(name) = first.strip_suffix(':') {
+            let kib: u64 = second.and_then(|number| number.parse().ok()).unwrap_or(0);
+            let Some(sum) = found.as_mut().filter(|_| inside) else { continue };
+            let MemoryUse { resident, dirty, huge } = sum;
+            match name {
+                "Rss" => *resident += kib << 10,
+                "Private_Dirty" => *dirty += kib << 10,
+                "AnonHugePages" => *huge += kib << 10,
+                _ => {}
+            }
+        } else if let Some((from, to)) = first.split_once('-') {
+            let number = |hex| u64::from_str_radix(hex, 16).unwrap_or(0);
+            let (from, to) = (number(from), number(to));
+            inside = ranges.iter().any(|(start, end)| from < *end && *start < to);
+            if inside {
+                found.get_or_insert_with(MemoryUse::default);
+            }
+        }
+    }
+    found
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_use_of_memory_is_that_of_its_mappings() {
+        let smaps = "1000-3000 rw-p 00000000 00:00 0\nRss:  8 kB\nPrivate_Dirty: 4 kB\nVmFlags: rd wr\n\
+                     3000-4000 r--p 00000000 08:01 7 /a b: c\nRss: 4 kB\n\
+                     9000-a000 rw-p 00000000 00:00 0\nRss: 4 kB\nPrivate_Dirty: 4 kB\nAnonHugePages: 2 kB\n";
+        let both = parse_use(smaps, &[(0x1000, 0x3000), (0x9000, 0xa000)]);
+        assert_eq!(both, Some(MemoryUse { resident: 12 << 10, dirty: 8 << 10, huge: 2 << 10 }));
+        assert_eq!(parse_use(smaps, &[(0x4000, 0x9000)]), None);
+    }
+
+    #[test]
+    fn memory_becomes_resident_when_it_is_written() {
+        // Large enough to be a mapping of its own.
+        let mut memory: Vec<u8> = Vec::with_capacity(64 << 20);
+        let start = memory.as_ptr().addr() as u64;
+        let range = (start, start + (64 << 20));
+        let before = use_of(&[range]).unwrap();
+        memory.resize(8 << 20, 1);
+        let after = use_of(&[range]).unwrap();
+        assert!(after.resident >= before.resident + (8 << 20), "{before:?} {after:?}");
+        assert!(after.dirty >= 8 << 20 && after.dirty <= after.resident);
+    }
 
     #[test]
     fn code_comes_back() {

@@ -10,6 +10,7 @@ pub mod mountinfo;
 pub mod paths;
 pub mod process;
 pub mod random;
+pub mod resources;
 pub mod runtimes;
 pub mod scheduling;
 pub mod signals;

@@ -7,6 +7,7 @@ use kvm_bindings::{kvm_cpuid_entry2, kvm_msr_entry, kvm_regs, kvm_sregs};
 use vmm_sys_util::errno;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::exits::{Detail, Exits, Meter, Reason};
 use super::{
     Cause, Error, Exit, Hypervisor, Interrupter, MemoryRegion, Msi, PortData, Registers, Result, RunState,
     SyncedVcpu, Vcpu, Vm,
@@ -179,6 +180,7 @@ pub struct FakeVcpu {
     /// Model-specific registers.
     pub msrs: Mutex<BTreeMap<u32, u64>>,
     current: Option<Step>,
+    meter: Meter,
 }
 
 impl FakeVcpu {
@@ -226,6 +228,10 @@ impl Vcpu for FakeVcpu {
     fn interrupter(&self) -> Arc<dyn Interrupter> {
         self.interrupt.clone()
     }
+
+    fn finish(&mut self) -> (Exits, Option<Box<Detail>>) {
+        self.meter.finish(Vec::new)
+    }
 }
 
 impl SyncedVcpu for FakeVcpu {
@@ -241,27 +247,37 @@ impl SyncedVcpu for FakeVcpu {
                 self.registers = *registers;
             }
         }
+        self.meter.entering();
         if *lock(&self.interrupt.requested) {
+            self.meter.left(Reason::Interrupted);
             return Ok(Cause::Interrupted);
         }
         let step = match self.script.front() {
             None | Some(Step::Loop | Step::Idle) => None,
             Some(_) => self.script.pop_front(),
         };
-        let cause = match &step {
+        let reason = match &step {
             None => {
                 self.interrupt.wait();
-                Cause::Interrupted
+                Reason::Interrupted
             }
             Some(Step::Error(errno)) => {
                 return Err(Error { call: "KVM_RUN".into(), source: errno::Error::new(*errno) });
             }
-            Some(Step::Out { port, .. }) => Cause::PortWrite(*port),
-            Some(Step::In { port, .. }) => Cause::PortRead(*port),
-            Some(_) => Cause::Other,
+            Some(Step::Out { port, .. }) => Reason::PortWrite(*port),
+            Some(Step::In { port, .. }) => Reason::PortRead(*port),
+            Some(Step::MmioWrite { addr, .. }) => Reason::MmioWrite(*addr),
+            Some(Step::MmioRead { addr, .. }) => Reason::MmioRead(*addr),
+            Some(Step::Halt) => Reason::Halt,
+            Some(_) => Reason::Other,
         };
+        self.meter.left(reason);
         self.current = step;
-        Ok(cause)
+        Ok(Cause::of(reason))
+    }
+
+    fn meter(&mut self) -> &mut Meter {
+        &mut self.meter
     }
 
     fn exit(&mut self) -> Exit<'_> {

@@ -1,11 +1,13 @@
 //! KVM behind the narrow traits.
 
 mod run_page;
+mod stats;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use crate::host::scheduling::start_elsewhere;
+use crate::milestone::trace::{span, span_with};
 use kvm_bindings::{
     CpuId, KVM_CAP_SPLIT_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_HALTED,
     KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_SIPI_RECEIVED, KVM_MP_STATE_UNINITIALIZED, KvmIrqRouting, Msrs,
@@ -18,6 +20,7 @@ use vmm_sys_util::errno;
 use vmm_sys_util::eventfd::EventFd;
 
 use self::run_page::RunPage;
+use super::exits::{Detail, Exits, Meter, Reason};
 use super::{
     Cause, Error, Exit, Hypervisor, Interrupter, MemoryRegion, Msi, RUN_CALL, Registers, Result, RunState,
     SyncedVcpu, Vcpu, Vm,
@@ -40,6 +43,7 @@ pub struct KvmHypervisor {
 impl KvmHypervisor {
     /// Opens /dev/kvm and asks for the CPUID in a thread of its own: that takes long and needs nothing else.
     pub fn open() -> Result<Self> {
+        let _span = span("open /dev/kvm");
         let kvm = Arc::new(Kvm::new().map_err(failed("opening /dev/kvm"))?);
         let asked = kvm.clone();
         // The thread takes no signals: they are for the threads that know what to do about them.
@@ -56,6 +60,7 @@ impl KvmHypervisor {
 }
 
 fn ask_cpuid(kvm: &Kvm) -> Result<Vec<kvm_cpuid_entry2>> {
+    let _span = span("KVM_GET_SUPPORTED_CPUID");
     let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(failed("KVM_GET_SUPPORTED_CPUID"))?;
     Ok(cpuid.as_slice().to_vec())
 }
@@ -64,6 +69,7 @@ impl Hypervisor for KvmHypervisor {
     type Vm = KvmVm;
 
     fn create_vm(&self) -> Result<KvmVm> {
+        let _span = span("KVM_CREATE_VM");
         Ok(KvmVm { fd: self.kvm.create_vm().map_err(failed("KVM_CREATE_VM"))? })
     }
 
@@ -93,6 +99,9 @@ impl Vm for KvmVm {
             memory_size: region.len,
             userspace_addr: region.host_addr,
         };
+        let _span = span_with(|| {
+            format!("KVM_SET_USER_MEMORY_REGION {:#x} bytes at {:#x}", region.len, region.guest_addr)
+        });
         // SAFETY: the caller promises that the host memory outlives the VM and is accessed as shared memory.
         unsafe { self.fd.set_user_memory_region(raw) }.map_err(failed(format!(
             "KVM_SET_USER_MEMORY_REGION of {:#x} bytes at {:#x}",
@@ -101,23 +110,28 @@ impl Vm for KvmVm {
     }
 
     fn reserve_pages(&self, guest_addr: u64) -> Result<()> {
+        let _span = span("KVM_SET_TSS_ADDR");
         // Pages below 4 GiB: the address fits.
         self.fd.set_tss_address(guest_addr as usize).map_err(failed("KVM_SET_TSS_ADDR"))
     }
 
     fn create_split_irqchip(&self, pins: u32) -> Result<()> {
+        let _span = span("KVM_ENABLE_CAP KVM_CAP_SPLIT_IRQCHIP");
         let mut cap = kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, ..Default::default() };
         cap.args[0] = u64::from(pins);
         self.fd.enable_cap(&cap).map_err(failed("KVM_ENABLE_CAP(KVM_CAP_SPLIT_IRQCHIP)"))
     }
 
     fn create_vcpu(&self, id: u8) -> Result<KvmVcpu> {
+        let _span = span_with(|| format!("KVM_CREATE_VCPU {id}"));
         let fd = self.fd.create_vcpu(u64::from(id)).map_err(failed(format!("KVM_CREATE_VCPU {id}")))?;
         let run_page = Arc::new(RunPage::map(&fd, self.fd.run_size())?);
-        Ok(KvmVcpu { fd, run_page, returned: Returned::Plain(Exit::Interrupted) })
+        let returned = Returned::Plain(Exit::Interrupted);
+        Ok(KvmVcpu { fd, run_page, returned, meter: Meter::new() })
     }
 
     fn set_msi_routes(&self, routes: &[(u32, Msi)]) -> Result<()> {
+        let _span = span("KVM_SET_GSI_ROUTING");
         let entries: Vec<_> = routes.iter().map(|(gsi, msi)| routing_entry(*gsi, *msi)).collect();
         let routing = KvmIrqRouting::from_entries(&entries).map_err(|_| Error {
             call: format!("KVM_SET_GSI_ROUTING with {} routes", routes.len()),
@@ -127,10 +141,12 @@ impl Vm for KvmVm {
     }
 
     fn bind_interrupt(&self, event: &EventFd, gsi: u32) -> Result<()> {
+        let _span = span_with(|| format!("KVM_IRQFD {gsi}"));
         self.fd.register_irqfd(event, gsi).map_err(failed(format!("KVM_IRQFD for GSI {gsi}")))
     }
 
     fn bind_notification(&self, event: &EventFd, addr: u64, value: u32) -> Result<()> {
+        let _span = span("KVM_IOEVENTFD");
         let address = IoEventAddress::Mmio(addr);
         let call = format!("KVM_IOEVENTFD for {value} at {addr:#x}");
         self.fd.register_ioevent(event, &address, value).map_err(failed(call))
@@ -150,6 +166,7 @@ pub struct KvmVcpu {
     fd: VcpuFd,
     run_page: Arc<RunPage>,
     returned: Returned,
+    meter: Meter,
 }
 
 /// What the last KVM_RUN returned with.
@@ -163,6 +180,7 @@ enum Returned {
 
 impl Vcpu for KvmVcpu {
     fn set_cpuid(&self, entries: &[kvm_cpuid_entry2]) -> Result<()> {
+        let _span = span("KVM_SET_CPUID2");
         let cpuid = CpuId::from_entries(entries).map_err(|_| Error {
             call: format!("KVM_SET_CPUID2 with {} entries", entries.len()),
             source: errno::Error::new(libc::E2BIG),
@@ -171,6 +189,7 @@ impl Vcpu for KvmVcpu {
     }
 
     fn set_msrs(&self, entries: &[kvm_msr_entry]) -> Result<()> {
+        let _span = span("KVM_SET_MSRS");
         let call = || format!("KVM_SET_MSRS with {} entries", entries.len());
         let too_many = |_| Error { call: call(), source: errno::Error::new(libc::E2BIG) };
         let set =
@@ -192,6 +211,7 @@ impl Vcpu for KvmVcpu {
     }
 
     fn set_registers(&self, regs: &kvm_regs, sregs: &kvm_sregs) -> Result<()> {
+        let _span = span("KVM_SET_SREGS, KVM_SET_REGS");
         self.fd.set_sregs(sregs).map_err(failed("KVM_SET_SREGS"))?;
         self.fd.set_regs(regs).map_err(failed("KVM_SET_REGS"))
     }
@@ -220,6 +240,10 @@ impl Vcpu for KvmVcpu {
     fn interrupter(&self) -> Arc<dyn Interrupter> {
         self.run_page.clone()
     }
+
+    fn finish(&mut self) -> (Exits, Option<Box<Detail>>) {
+        self.meter.finish(|| stats::read(&self.fd))
+    }
 }
 
 impl SyncedVcpu for KvmVcpu {
@@ -230,37 +254,35 @@ impl SyncedVcpu for KvmVcpu {
     }
 
     fn enter(&mut self) -> Result<Cause> {
+        self.meter.entering();
         // kvm-ioctls does not tell the item size of string I/O, so the shared page is read by our own; only its exits
         // without data are taken as they come.
-        let exit = match self.fd.run() {
-            Ok(VcpuExit::IoIn(port, _)) => {
-                self.returned = Returned::Port;
-                return Ok(Cause::PortRead(port));
+        let (returned, reason) = match self.fd.run() {
+            Ok(VcpuExit::IoIn(port, _)) => (Returned::Port, Reason::PortRead(port)),
+            Ok(VcpuExit::IoOut(port, _)) => (Returned::Port, Reason::PortWrite(port)),
+            Ok(VcpuExit::MmioRead(addr, _)) => (Returned::Memory, Reason::MmioRead(addr)),
+            Ok(VcpuExit::MmioWrite(addr, _)) => (Returned::Memory, Reason::MmioWrite(addr)),
+            Ok(VcpuExit::InternalError) => (Returned::InternalError, Reason::Other),
+            Ok(VcpuExit::Hlt) => (Returned::Plain(Exit::Halt), Reason::Halt),
+            Ok(VcpuExit::Shutdown) => (Returned::Plain(Exit::Shutdown), Reason::Other),
+            Ok(VcpuExit::SystemEvent(kind, _)) => {
+                (Returned::Plain(Exit::SystemEvent { kind }), Reason::Other)
             }
-            Ok(VcpuExit::IoOut(port, _)) => {
-                self.returned = Returned::Port;
-                return Ok(Cause::PortWrite(port));
+            Ok(VcpuExit::Intr | VcpuExit::IoapicEoi(_)) => {
+                (Returned::Plain(Exit::Interrupted), Reason::Interrupted)
             }
-            Ok(VcpuExit::MmioRead(..) | VcpuExit::MmioWrite(..)) => {
-                self.returned = Returned::Memory;
-                return Ok(Cause::Other);
+            Ok(VcpuExit::FailEntry(reason, cpu)) => {
+                (Returned::Plain(Exit::FailEntry { reason, cpu }), Reason::Other)
             }
-            Ok(VcpuExit::InternalError) => {
-                self.returned = Returned::InternalError;
-                return Ok(Cause::Other);
+            Ok(other) => (Returned::Plain(Exit::Other { reason: format!("{other:?}") }), Reason::Other),
+            Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => {
+                (Returned::Plain(Exit::Interrupted), Reason::Interrupted)
             }
-            Ok(VcpuExit::Hlt) => Exit::Halt,
-            Ok(VcpuExit::Shutdown) => Exit::Shutdown,
-            Ok(VcpuExit::SystemEvent(kind, _)) => Exit::SystemEvent { kind },
-            Ok(VcpuExit::Intr | VcpuExit::IoapicEoi(_)) => Exit::Interrupted,
-            Ok(VcpuExit::FailEntry(reason, cpu)) => Exit::FailEntry { reason, cpu },
-            Ok(other) => Exit::Other { reason: format!("{other:?}") },
-            Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => Exit::Interrupted,
             Err(e) => return Err(failed(RUN_CALL)(e)),
         };
-        let cause = if matches!(exit, Exit::Interrupted) { Cause::Interrupted } else { Cause::Other };
-        self.returned = Returned::Plain(exit);
-        Ok(cause)
+        self.meter.left(reason);
+        self.returned = returned;
+        Ok(Cause::of(reason))
     }
 
     fn exit(&mut self) -> Exit<'_> {
@@ -270,6 +292,10 @@ impl SyncedVcpu for KvmVcpu {
             Returned::InternalError => self.run_page.internal_error(),
             Returned::Plain(exit) => exit,
         }
+    }
+
+    fn meter(&mut self) -> &mut Meter {
+        &mut self.meter
     }
 
     fn synced(&self) -> Registers {

@@ -12,7 +12,7 @@ pub mod signal;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU8;
 
-use self::exits::Exits;
+use self::exits::{Detail, Exits, Meter, Reason};
 use kvm_bindings::{kvm_cpuid_entry2, kvm_msr_entry, kvm_regs, kvm_sregs};
 use thiserror::Error;
 use vmm_sys_util::errno;
@@ -179,9 +179,9 @@ pub trait Vcpu: Send + 'static {
     /// A handle by which other threads make [`Vcpu::run`] return [`Exit::Interrupted`].
     fn interrupter(&self) -> Arc<dyn Interrupter>;
 
-    /// Corrects the count of exits that [`Vcpu::run`] has returned by those that it handled itself, and by returns that
-    /// were no exits.
-    fn account(&self, _exits: &mut Exits) {}
+    /// How often it has left the guest, and why; in detail if the process's recorder wants that. To be asked once, after
+    /// the last run.
+    fn finish(&mut self) -> (Exits, Option<Box<Detail>>);
 }
 
 /// What brought a vCPU back, as far as it decides on who deals with it.
@@ -195,6 +195,18 @@ pub enum Cause {
     Interrupted,
     /// Any other exit.
     Other,
+}
+
+impl Cause {
+    /// That of an exit for this reason.
+    pub fn of(reason: Reason) -> Self {
+        match reason {
+            Reason::PortRead(port) => Self::PortRead(port),
+            Reason::PortWrite(port) => Self::PortWrite(port),
+            Reason::Interrupted => Self::Interrupted,
+            _ => Self::Other,
+        }
+    }
 }
 
 /// The registers as the last exit left them.
@@ -216,6 +228,9 @@ pub trait SyncedVcpu: Vcpu {
 
     /// Runs guest code until something needs the VMM, and says what kind of thing that is.
     fn enter(&mut self) -> Result<Cause>;
+
+    /// Counts the exits, for who knows better what the last one was, or sleeps on the vCPU's behalf.
+    fn meter(&mut self) -> &mut Meter;
 
     /// What the last [`enter`](Self::enter) came back with; to be asked once.
     fn exit(&mut self) -> Exit<'_>;

@@ -30,6 +30,7 @@ use crate::host::terminal::TerminalError;
 use crate::hypervisor::{self, Hypervisor, Vm};
 use crate::milestone::Stamps;
 use crate::milestone::supervisor::Supervisor;
+use crate::milestone::trace::span;
 use crate::ring3::{self, Board, Ring3Vcpu};
 use crate::workload::initramfs::InitramfsError;
 
@@ -99,21 +100,25 @@ pub fn build<H: Hypervisor>(
     stamps: Arc<Stamps>,
     supervisor: Arc<Supervisor>,
 ) -> Result<Machine, BuildError> {
+    let _span = span("build the machine");
     let memory = allocate_memory(config)?;
     let ring3 = config.guest == Guest::Ring3;
     let lines = Lines::new();
     let board = ring3.then(|| Board::new(memory.clone(), config.cpus));
     let (first, vm) =
         spawn_first(hypervisor.clone(), memory.clone(), lines.clone(), board.clone(), config.cpus)?;
+    let waiting = span("CPUID of the guest");
     let processor = CpuidConfig {
         vcpus: config.cpus,
         tsc_deadline_timer: !ring3 && hypervisor.has_tsc_deadline_timer(),
         hypercalls: !config.software_kvm,
     };
     let cpuid = cpuid::guest_cpuid(&hypervisor.supported_cpuid()?, &processor);
+    drop(waiting);
     let kernel = load(config, &memory)?;
     describe_machine(config, &memory, &kernel, &cpuid)?;
 
+    let making = span("make the devices");
     let latch = Arc::new(StopLatch::new().map_err(BuildError::EventFd)?);
     let wake = EventFd::new(EFD_NONBLOCK).map_err(|error| BuildError::EventFd(error.into()))?;
     let events = Arc::new(EventSink::new(latch.clone(), stamps.clone(), wake, supervisor));
@@ -124,10 +129,11 @@ pub fn build<H: Hypervisor>(
     let notifications = config.kernel_notifications.then(|| lines.clone() as Arc<dyn virtio::Notifications>);
     let (devices, ports, mmio) =
         devices::make(config, interrupts, &memory, notifications.as_ref(), events.clone())?;
+    drop(making);
     let setup = Setup { cpuid, linux: config.linux, entry: kernel.entry, protocol: config.protocol };
     let halt_check = HaltCheck::new(config.cpus);
     let context =
-        Arc::new(VcpuContext { ports, mmio, memory, latch, stamps, halt_check, exits: Mutex::default() });
+        Arc::new(VcpuContext { ports, mmio, memory, latch, stamps, halt_check, account: Mutex::default() });
     let threads = spawn_others(first, &vm, board.as_ref(), config.cpus)?;
     Ok(Machine { threads, setup: Arc::new(setup), context, events, devices, board })
 }
@@ -144,6 +150,7 @@ fn spawn_first<H: Hypervisor>(
     board: Option<Arc<Board>>,
     vcpus: u8,
 ) -> Result<(VcpuThread, Coming<H::Vm>), BuildError> {
+    let _span = span("start the first vCPU's thread");
     let (tell, vm) = sync_channel(1);
     let ring3 = board.is_some();
     let make_vm = move || {
@@ -184,6 +191,7 @@ fn spawn_others<V: Vm>(
 ) -> Result<Vec<VcpuThread>, BuildError> {
     let mut threads = vec![first];
     if vcpus > 1 {
+        let _span = span("start the other vCPUs' threads");
         let Ok(mapped) = vm.recv() else {
             threads.iter().try_for_each(VcpuThread::created)?;
             return Err(BuildError::NoVm);
@@ -216,6 +224,7 @@ fn spawn_other<V: Vm>(
 }
 
 fn allocate_memory(config: &MachineConfig) -> Result<GuestMemoryMmap, BuildError> {
+    let _span = span("map the guest's memory");
     let ranges: Vec<_> = config
         .memory
         .ram()
@@ -226,8 +235,11 @@ fn allocate_memory(config: &MachineConfig) -> Result<GuestMemoryMmap, BuildError
 }
 
 fn load(config: &MachineConfig, memory: &GuestMemoryMmap) -> Result<LoadedKernel, BuildError> {
+    let loading = span("load the kernel");
     let kernel = config.kernel.load(memory, config.protocol)?;
+    drop(loading);
     if let Some((initramfs, place)) = &config.initramfs {
+        let _span = span("load the initramfs");
         let mut destination = GuestWriter { memory, next: place.start };
         initramfs.write_to(&mut destination)?;
     }
@@ -258,6 +270,7 @@ fn describe_machine(
     kernel: &LoadedKernel,
     cpuid: &[kvm_cpuid_entry2],
 ) -> Result<(), TablesError> {
+    let _span = span("write the boot tables");
     let serial = devices::serial_slots(config);
     let virtio_mmio = devices::virtio_slots(config);
     let info = BootInfo {

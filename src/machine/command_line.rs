@@ -37,11 +37,16 @@ const RING3: &[&str] = &["console=hvc0", "panic=-1", "reboot=k"];
 /// Leaves the kernel of a ring3 guest accessible to its programs, who then are faster.
 const ISOLATION_OFF: &str = "ring3_isolation=off";
 
+/// The kernel tells of its initcalls, which are debug messages, with stamps.
+const INITCALLS: &[&str] = &["initcall_debug", "loglevel=8", "printk.time=1"];
+
 /// What decides on the command line.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Needs {
     /// Print the boot messages.
     pub verbose: bool,
+    /// Tell of each initcall, with stamps.
+    pub initcalls: bool,
     /// What kind of guest it is.
     pub guest: Guest,
     /// A ring3 guest is not to protect its kernel.
@@ -61,8 +66,10 @@ pub fn compose(needs: Needs, appended: &str) -> String {
         (Guest::Standard, true) => (BASE, SOFTWARE_KVM),
         (Guest::Standard, false) => (BASE, &[][..]),
     };
-    let quiet = (!needs.verbose).then_some(&"quiet");
-    let mut words: Vec<_> = base.iter().chain(quiet).chain(special).map(|word| (*word).to_owned()).collect();
+    let quiet = (!needs.verbose && !needs.initcalls).then_some(&"quiet");
+    let initcalls = if needs.initcalls { INITCALLS } else { &[] };
+    let mut words: Vec<_> =
+        base.iter().chain(quiet).chain(initcalls).chain(special).map(|word| (*word).to_owned()).collect();
     if needs.isolation_off {
         words.push(ISOLATION_OFF.to_owned());
     }
@@ -113,6 +120,12 @@ mod tests {
         let line = compose(Needs { software_kvm: true, verbose: true, ..Needs::default() }, "");
         assert!(line.contains(" emulated_kernel "));
         assert!(!line.contains("quiet"));
+    }
+
+    #[test]
+    fn a_kernel_that_tells_of_its_initcalls_is_not_quiet() {
+        let line = compose(Needs { initcalls: true, ..Needs::default() }, "");
+        assert!(line.contains(" initcall_debug loglevel=8 ") && !line.contains("quiet"), "{line}");
     }
 
     #[test]

@@ -137,7 +137,7 @@ pub fn make(
         Console::Interactive => Overflow::Wait,
         Console::Log { .. } => Overflow::DropOldest,
     };
-    let com1 = interrupts.serial("COM1", 0, COM1, overflow)?;
+    let com1 = interrupts.serial(serial::LOG, 0, COM1, overflow)?;
     let com2 = config.command.then(|| interrupts.serial("COM2", 1, COM2, Overflow::Wait)).transpose()?;
     let ports = ports(&com1, com2.as_ref(), events)?;
     let disks = disks(config, &interrupts, memory, notifications)?;

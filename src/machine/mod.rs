@@ -6,6 +6,7 @@ pub mod config;
 pub mod fault;
 pub mod log;
 pub mod outcome;
+pub mod stats;
 pub mod stop;
 
 mod devices;

@@ -11,6 +11,7 @@ use super::events::EventSink;
 use super::host_io::{ConsoleRole, HostIo, SerialEnd};
 use super::log::LogTail;
 use super::outcome::Outcome;
+use super::stats::Stats;
 use super::stop::{StopLatch, StopReason};
 use super::stream::Streams;
 use super::vcpu::VcpuThread;
@@ -19,6 +20,7 @@ use crate::host::terminal::RawMode;
 use crate::hypervisor::exits::Exits;
 use crate::hypervisor::{Hypervisor, signal};
 use crate::milestone::supervisor::Supervisor;
+use crate::milestone::trace::span;
 use crate::milestone::{Milestone, Stamps};
 
 /// What is left of a machine.
@@ -35,6 +37,8 @@ pub struct Finished {
     pub isolated: Option<bool>,
     /// How often its vCPUs left guest mode.
     pub exits: Exits,
+    /// What it has done and used in detail, if the process records.
+    pub stats: Option<Stats>,
 }
 
 /// Lines of the log that are kept for the explanation of a failure.
@@ -50,8 +54,10 @@ pub fn run<H: Hypervisor>(
     stamps: &Arc<Stamps>,
     supervisor: &Arc<Supervisor>,
 ) -> Result<Finished, BuildError> {
+    let blocking = span("block signals");
     block_signals()?;
     signal::install()?;
+    drop(blocking);
     let machine = build(hypervisor, config, stamps.clone(), supervisor.clone())?;
     machine.run(config, stamps)
 }
@@ -64,12 +70,14 @@ impl Machine {
         let terminal = if config.escape_key { RawMode::enter(std::io::stdin())? } else { None };
         stamps.stamp(Milestone::Ready);
         threads.iter().for_each(|thread| thread.start((setup.clone(), context.clone())));
+        let preparing = span("set the event loop up, configure the vCPUs");
         // Made while the vCPUs are configured.
         let wake = events.wake_event().as_raw_fd();
         let mut event_loop =
             EventLoop::new(latch.clone(), host_io(config, &devices, stamps), &[wake], terminal);
         // Also if there is no loop: a vCPU can be interrupted once it has been configured.
         let configured = threads.iter().try_for_each(VcpuThread::configured);
+        drop(preparing);
         let failure = match (&mut event_loop, &configured) {
             (Ok(event_loop), Ok(())) => event_loop.run(&threads, &context.halt_check, config.timeout).err(),
             (Err(_), _) | (_, Err(_)) => None,
@@ -77,16 +85,27 @@ impl Machine {
         // Stops the vCPUs if nothing else has.
         latch.request(StopReason::Internal("the event loop ended".into()));
         stamps.stamp(Milestone::Stopped);
+        let stopping = span("stop the vCPUs");
         devices.close();
         threads.iter().for_each(VcpuThread::interrupt);
         let finished = configured.and_then(|()| {
             // From here on there is no more output, and the threads take the VM down.
             threads.iter().for_each(VcpuThread::stopped);
+            drop(stopping);
+            let _span = span("drain the output");
             let unused_disks = devices.unused_disks();
             let isolated = board.map(|board| board.is_isolated());
-            let exits = *context.exits.lock().unwrap_or_else(PoisonError::into_inner);
-            Ok(Finished { isolated, unused_disks, exits, ..finish(event_loop?, failure, &latch, &events) })
+            let mut account = context.account.lock().unwrap_or_else(PoisonError::into_inner);
+            let (exits, stats) = (account.exits, Stats::take(&context, &mut account));
+            Ok(Finished {
+                isolated,
+                unused_disks,
+                exits,
+                stats,
+                ..finish(event_loop?, failure, &latch, &events)
+            })
         });
+        let _span = span("unmap the memory, join the threads");
         drop((context, setup, devices, events));
         threads.into_iter().for_each(VcpuThread::join);
         finished
@@ -114,7 +133,7 @@ fn finish(
     let log = event_loop.io().log();
     let outcome = Outcome { reason: explain_by_log(reason, log), command: events.command() };
     let log = log.last_lines(LOG_LINES);
-    Finished { outcome, log, unread, isolated: None, unused_disks: 0, exits: Exits::default() }
+    Finished { outcome, log, unread, isolated: None, unused_disks: 0, exits: Exits::default(), stats: None }
 }
 
 /// A reset or halt right after a panic in the log is the panic's.

@@ -21,8 +21,9 @@ use crate::devices::bus::{MmioBus, PortBus};
 use crate::host::errors::chain;
 use crate::host::memory::release_code_pages;
 use crate::host::scheduling::start_elsewhere;
-use crate::hypervisor::exits::Exits;
+use crate::hypervisor::exits::{Detail, Exits};
 use crate::hypervisor::{Error, Exit, Interrupter, RUN_CALL, RunState, Vcpu, signal};
+use crate::milestone::trace::span;
 use crate::milestone::{Milestone, Stamps};
 
 const INTERNAL_ERROR_EMULATION: u32 = kvm_bindings::KVM_INTERNAL_ERROR_EMULATION;
@@ -43,8 +44,17 @@ pub struct VcpuContext {
     pub stamps: Arc<Stamps>,
     /// Finds out whether all vCPUs have halted.
     pub halt_check: HaltCheck,
-    /// Exits of all vCPUs that have stopped.
-    pub exits: Mutex<Exits>,
+    /// What vCPUs that have stopped have done.
+    pub account: Mutex<Account>,
+}
+
+/// What vCPUs have done.
+#[derive(Debug, Default)]
+pub struct Account {
+    /// Exits of all of them.
+    pub exits: Exits,
+    /// Each in detail, by its id, if that was asked for.
+    pub vcpus: Vec<(u8, Box<Detail>)>,
 }
 
 /// How the vCPUs begin.
@@ -116,13 +126,8 @@ impl HaltCheck {
 pub fn run<V: Vcpu>(id: u8, vcpu: &mut V, context: &VcpuContext) {
     let interrupter = vcpu.interrupter();
     let mut released_in = 0;
-    let mut exits = Exits::default();
     while !context.latch.is_set() {
-        let exit = vcpu.run();
-        if let Ok(exit) = &exit {
-            exits.count(exit);
-        }
-        let end = match exit {
+        let end = match vcpu.run() {
             Ok(Exit::Port { port, size, data }) => {
                 context.ports.access(port, size, data);
                 continue;
@@ -167,9 +172,11 @@ pub fn run<V: Vcpu>(id: u8, vcpu: &mut V, context: &VcpuContext) {
         });
         context.latch.request(StopReason::Fault(Box::new(fault)));
     }
-    vcpu.account(&mut exits);
+    let (exits, detail) = vcpu.finish();
     // Nobody panics while the lock is held.
-    context.exits.lock().unwrap_or_else(PoisonError::into_inner).add(&exits);
+    let mut account = context.account.lock().unwrap_or_else(PoisonError::into_inner);
+    account.exits.add(&exits);
+    account.vcpus.extend(detail.map(|detail| (id, detail)));
 }
 
 /// The fault behind an exit after which the vCPU cannot go on, with the instruction's bytes if KVM gave them.
@@ -255,8 +262,7 @@ impl VcpuThread {
         // Who no longer wants to know has dropped the other end.
         let confirm = move |result| drop(tell.send(result));
         let body = move || {
-            // Dropped in the opposite order.
-            let (_vm, mut vcpu) = match create() {
+            let (vm, mut vcpu) = match create() {
                 Ok(created) => created,
                 Err(error) => return confirm(Err(error)),
             };
@@ -264,16 +270,21 @@ impl VcpuThread {
             confirm(Ok(interrupter.clone()));
             let Ok((setup, context)) = started.recv() else { return };
             let _guard = PanicGuard(&context.latch);
+            let configuring = span("configure the vCPU");
             if let Err(error) = setup.configure(id, &vcpu) {
                 return confirm(Err(error.into()));
             }
             confirm(Ok(interrupter.clone()));
+            drop(configuring);
             // The others wait until the first one starts them.
             if id == 0 {
                 context.stamps.stamp(Milestone::KernelEntered);
             }
             run(id, &mut vcpu, &context);
             confirm(Ok(interrupter.clone()));
+            let _span = span("take the vCPU down, and the VM with the last one");
+            drop(vcpu);
+            drop(vm);
         };
         let handle =
             thread::Builder::new().name(format!("vcpu{id}")).spawn(body).map_err(BuildError::Thread)?;

@@ -4,6 +4,7 @@
 
 pub mod probe;
 pub mod supervisor;
+pub mod trace;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -1,9 +1,10 @@
 //! Reports of what a bench has measured: for a terminal, and as files. All are made of [`Results`] and of the
-//! [`Summary`] computed from them.
+//! [`Summary`] computed from them. And of one run that was recorded: [`run_stats`], [`timeline`].
 //!
 //! [`Results`]: crate::bench::model::Results
 //! [`Summary`]: crate::bench::summary::Summary
 
+pub mod container_stats;
 pub mod csv;
 pub mod density;
 pub mod html;
@@ -12,10 +13,12 @@ pub mod json;
 pub mod markdown;
 pub mod number;
 mod page;
+pub mod run_stats;
 mod sheet;
 pub mod steady;
 pub mod table;
 pub mod text;
+pub mod timeline;
 
 use thiserror::Error;
 

@@ -22,6 +22,7 @@ mod emulate;
 mod fixture;
 mod inject;
 mod monitor;
+pub mod names;
 mod processors;
 mod requests;
 mod shared;

@@ -14,7 +14,7 @@ use super::controller::Controller;
 use super::monitor::{self, Dead, Handled, Obstacle};
 use super::shared::SharedPage;
 use super::state::{Activity, State};
-use crate::hypervisor::exits::Exits;
+use crate::hypervisor::exits::{Detail, Exits};
 use crate::hypervisor::{Exit, Interrupter, Registers, Result, RunState, SyncedVcpu, Vcpu, signal};
 
 /// How soon to try again to inject an interrupt that came at the wrong moment, which lasts for a few instructions.
@@ -218,7 +218,8 @@ impl<V: SyncedVcpu> Ring3Vcpu<V> {
 
     fn sleep(&mut self, time: Option<Duration>) -> Exit<'static> {
         self.counts.sleeps += 1;
-        self.controller.sleep(time);
+        let controller = &self.controller;
+        self.vcpu.meter().sleep(|| controller.sleep(time));
         Exit::Interrupted
     }
 
@@ -227,7 +228,10 @@ impl<V: SyncedVcpu> Ring3Vcpu<V> {
     }
 
     fn settle(&mut self, handled: Handled) {
-        self.counts.interrupts += u64::from(handled.interrupted);
+        if handled.interrupted {
+            self.counts.interrupts += 1;
+            self.vcpu.meter().injected();
+        }
         self.disabled = match (handled.obstacle, self.disabled) {
             (Some(Obstacle::Disabled), None) => Some((Instant::now(), 1)),
             (Some(Obstacle::Disabled), Some((since, tries))) => Some((since, tries.saturating_add(1))),
@@ -309,12 +313,8 @@ impl<V: SyncedVcpu> Vcpu for Ring3Vcpu<V> {
         self.interrupter.clone()
     }
 
-    fn account(&self, exits: &mut Exits) {
-        exits.exception += self.counts.exceptions.iter().sum::<u64>();
-        exits.request += self.counts.requests.iter().sum::<u64>();
-        exits.refused += self.counts.refused;
-        // `run` returns as if interrupted where a halted vCPU has slept.
-        exits.interrupted = self.counts.kicks;
+    fn finish(&mut self) -> (Exits, Option<Box<Detail>>) {
+        self.vcpu.finish()
     }
 }
 

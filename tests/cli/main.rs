@@ -60,6 +60,17 @@ fn a_static_program_is_no_kernel() {
 }
 
 #[test]
+fn files_for_a_record_are_opened_before_the_run() {
+    let kernel = file(b"");
+    for option in ["--stats-json", "--timeline"] {
+        // The kernel is found wanting first: a file that exists is not emptied in vain.
+        let kept = file(b"kept");
+        refused(&["run", option, path(&kept), "--kernel", path(&kernel)], 126, &[path(&kernel)]);
+        assert_eq!(std::fs::read(kept.path()).expect("reading"), b"kept");
+    }
+}
+
+#[test]
 fn files_that_are_no_kernels() {
     refused(&["run", "--kernel", "/nonexistent"], 127, &["/nonexistent"]);
     refused(&["run", "--kernel", "/tmp"], 126, &["/tmp"]);

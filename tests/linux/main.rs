@@ -9,6 +9,7 @@ mod disk;
 mod disk_errors;
 mod disk_load;
 mod hung_disk;
+mod insight;
 mod ring3;
 mod ring3_smp;
 mod root_disk;

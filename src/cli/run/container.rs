@@ -15,6 +15,7 @@ use crate::container::{self, Config, ConfigError, Finished, LaunchError, Request
 use crate::host::paths::Paths;
 use crate::machine::outcome::{CommandStatus, exit_code};
 use crate::milestone::supervisor::Supervisor;
+use crate::milestone::trace::span;
 use crate::milestone::{Milestone, Stamps};
 use crate::workload::initramfs::{Command, CommandError};
 
@@ -119,6 +120,7 @@ fn option_of_vm(args: &RunArgs) -> Option<&'static str> {
 
 /// Runs the container and returns Tandem's exit code.
 pub(super) fn run(args: &RunArgs, stamps: &Stamps, supervisor: &Supervisor) -> u8 {
+    let resolving = span("resolve the command line");
     let config = match configure(args, supervisor) {
         Ok(config) => config,
         Err(error) => {
@@ -130,8 +132,16 @@ pub(super) fn run(args: &RunArgs, stamps: &Stamps, supervisor: &Supervisor) -> u
     if args.dry_run {
         return dry_run(&config, args.json);
     }
+    drop(resolving);
+    let insight = match args.insight.open() {
+        Ok(insight) => insight,
+        Err(code) => return code,
+    };
     match container::run(&config, stamps, supervisor) {
-        Ok(finished) => summarise(args, &config, stamps, &finished, supervisor),
+        Ok(finished) => {
+            let code = summarise(args, &config, stamps, &finished, supervisor);
+            insight.tell_of_container(code, stamps, finished.usage)
+        }
         Err(error) => {
             report(&error);
             let code = match error {
@@ -253,7 +263,7 @@ fn summary(config: &Config, stamps: &Stamps, finished: &Finished, explanation: O
     })
 }
 
-fn usage(usage: Usage) -> Value {
+pub(super) fn usage(usage: Usage) -> Value {
     json!({
         "peak_memory_bytes": usage.peak_memory,
         "cpu_user_ns": usage.cpu_user,

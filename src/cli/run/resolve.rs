@@ -191,6 +191,7 @@ fn software(
     let virtio_devices = if by_acpi { 0 } else { disks.len() };
     let needs = || Needs {
         verbose: args.verbose,
+        initcalls: args.insight.wants_timeline(),
         guest: images.guest,
         isolation_off: args.ring3_isolation == Some(Isolation::Off),
         software_kvm: **backend == KvmBackend::Software,

@@ -6,6 +6,7 @@ use std::fs::File;
 use serde_json::json;
 use thiserror::Error;
 
+use super::insight::Insight;
 use super::{Backend, RunArgs, say};
 use crate::arch::x86_64::kernel::Symbols;
 use crate::host::kvm_backend::KvmBackend;
@@ -40,6 +41,7 @@ pub(super) fn print(
     stamps: &Stamps,
     finished: &Finished,
     supervisor: &Supervisor,
+    insight: Insight<'_>,
 ) -> u8 {
     let outcome = &finished.outcome;
     let symbols = std::cell::LazyCell::new(|| symbols(config));
@@ -85,7 +87,7 @@ pub(super) fn print(
         let (guest, kvm) = (config.guest_title(), backend.name());
         milestone_table(stamps, &format!("guest: {guest}, KVM: {kvm}"));
     }
-    code
+    insight.tell(code, stamps, finished.stats.as_ref(), |address| symbols.as_ref()?.lookup(address))
 }
 
 /// Whether the guest's kernel is protected from its programs.

@@ -30,6 +30,7 @@ impl Serial {
                 return taken.len();
             }
             taken.iter().for_each(|byte| self.append(inner, *byte));
+            self.note_output(taken);
             inner.uart.console_waits |= taken.len() < bytes.len();
             taken.len()
         })

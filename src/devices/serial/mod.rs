@@ -33,8 +33,11 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use super::bus::BusDevice;
 use super::lock;
 use crate::hypervisor::InterruptLine;
+use crate::milestone::trace::{self, Recorder};
 pub use uart::State;
 
+/// Name of the port that has the kernel's log.
+pub const LOG: &str = "COM1";
 /// Number of ports of a UART.
 pub const PORT_LEN: u16 = 8;
 /// Bytes of output at which CTS falls.
@@ -92,6 +95,7 @@ pub struct Serial {
     line: Box<dyn InterruptLine>,
     /// Interrupt of the way past the registers, if there is one.
     console: Option<Box<dyn InterruptLine>>,
+    recorder: Option<&'static Recorder>,
 }
 
 impl Serial {
@@ -117,6 +121,7 @@ impl Serial {
             input_event: event()?,
             line,
             console: None,
+            recorder: trace::recorder(),
         };
         if held {
             serial.update(lock(&serial.inner), |inner| inner.uart.hold(false));
@@ -165,6 +170,9 @@ impl Serial {
             inner.refused |= accepted < bytes.len();
             accepted
         });
+        if let Some(recorder) = self.recorder {
+            recorder.input(self.name, accepted);
+        }
         if accepted > 0 {
             self.alert_console();
         }
@@ -212,8 +220,16 @@ impl Serial {
         self.update(inner, |inner| {
             if let Some(byte) = inner.uart.write(register, value) {
                 self.append(inner, byte);
+                self.note_output(&[byte]);
             }
         });
+    }
+
+    /// Tells the recorder of output. The first port's is the log.
+    fn note_output(&self, bytes: &[u8]) {
+        if let Some(recorder) = self.recorder {
+            recorder.output(self.name, bytes, self.name == LOG);
+        }
     }
 
     fn append(&self, inner: &mut Inner, byte: u8) {

@@ -34,7 +34,7 @@ fn machine(vcpus: u8) -> (Arc<VcpuContext>, Arc<Device>) {
         latch: Arc::new(StopLatch::new().unwrap()),
         stamps: Arc::default(),
         halt_check: HaltCheck::new(vcpus),
-        exits: Mutex::default(),
+        account: Mutex::default(),
     };
     (Arc::new(context), device)
 }

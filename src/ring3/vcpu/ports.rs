@@ -3,6 +3,7 @@
 use kvm_bindings::kvm_regs;
 
 use super::{Next, Ring3Vcpu};
+use crate::hypervisor::exits::Reason;
 use crate::hypervisor::{Cause, Exit, PortData, Registers, Result, SyncedVcpu};
 use crate::milestone::probe;
 use crate::ring3::shared::SharedPage;
@@ -48,6 +49,7 @@ impl<V: SyncedVcpu> Ring3Vcpu<V> {
     }
 
     fn hello(&mut self, registers: &Registers) -> Result<Next> {
+        self.vcpu.meter().was(Reason::Request(abi::HELLO));
         let board = self.board.clone();
         if let Err(reason) = monitor::hello(&mut self.state, board.memory(), registers) {
             return Ok(Next::Stop(Exit::Other { reason }));
@@ -57,6 +59,7 @@ impl<V: SyncedVcpu> Ring3Vcpu<V> {
     }
 
     fn exception(&mut self, shared: u64, number: u8) -> Next {
+        self.vcpu.meter().was(Reason::Exception(number));
         if let Some(count) = self.counts.exceptions.get_mut(usize::from(number)) {
             *count += 1;
         }
@@ -88,6 +91,7 @@ impl<V: SyncedVcpu> Ring3Vcpu<V> {
         let index = usize::from(port.wrapping_sub(abi::HELLO));
         if let Some(count) = self.counts.requests.get_mut(index) {
             *count += 1;
+            self.vcpu.meter().was(Reason::Request(port));
         }
         match port {
             abi::WINDOW => Next::Enter,
@@ -164,6 +168,7 @@ impl<V: SyncedVcpu> Ring3Vcpu<V> {
         let board = self.board.clone();
         let space = self.state.space(board.memory(), &registers.sregs);
         let port = registers.regs.rdx as u16;
+        self.vcpu.meter().was(Reason::Refused(port));
         if let Exit::Port { data: PortData::In(data), .. } = self.vcpu.exit() {
             data.fill(0xff);
         }

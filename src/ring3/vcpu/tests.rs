@@ -83,6 +83,8 @@ fn requests_stay_inside_and_other_ports_pass() {
         assert_eq!(vcpu.registers().unwrap().0.rax, rax);
     }
     assert_eq!(machine.memory.read_obj::<[u8; 3]>(GuestAddress(0x5_0100)).unwrap(), *b"in\0");
+    let (exits, _) = vcpu.finish();
+    assert_eq!(exits.by_reason().collect::<Vec<_>>(), [("io", 4), ("request", 4)]);
 }
 
 #[test]

@@ -14,6 +14,7 @@ mod request;
 mod shared;
 pub mod storage;
 mod syncs;
+mod timing;
 mod uring;
 mod worker;
 

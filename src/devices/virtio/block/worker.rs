@@ -22,6 +22,7 @@ use super::request::{self, Limits, Request};
 use super::shared::Shared;
 use super::storage::{Action, Backend, Completion, Operation};
 use super::syncs::{Entry, Turn};
+use super::timing::Taken;
 use crate::devices::virtio::chain::{self, Segment};
 use crate::devices::virtio::{INDIRECT_DESC, Running, Signals, Start};
 
@@ -109,9 +110,12 @@ struct Answer {
     status: GuestAddress,
     /// What the device has written if all went well, the status included.
     written: u32,
+    /// When it was taken, for the recorder.
+    taken: Option<Taken>,
 }
 
 struct Server {
+    number: usize,
     queue: Queue,
     memory: Arc<GuestMemoryMmap>,
     limits: Limits,
@@ -139,11 +143,12 @@ struct Server {
 
 impl Server {
     fn new(start: Start, memory: GuestMemoryMmap, shared: Arc<Shared>) -> io::Result<Self> {
-        let Start { queue, features, notify, signals, .. } = start;
+        let Start { number, queue, features, notify, signals } = start;
         let memory = Arc::new(memory);
         let depth = queue.size();
         let geometry = shared.geometry();
         Ok(Self {
+            number,
             backend: shared.storage().backend(depth, &notify)?,
             limits: Limits {
                 len: geometry.len,
@@ -224,8 +229,10 @@ impl Server {
         let chain = chain::read(&self.memory, table, self.queue.size(), head, self.indirect)?;
         let request::Decoded { request, status, room } = request::decode(&chain, &self.memory, &self.limits)?;
         // From the beginning of the chain on: behind what only a read fills there is the status.
+        let taken = Taken::note(&request);
         let wholly = room == 0 || matches!(request, Ok(Request::Read { .. }));
-        let mut answer = Answer { head, status, written: if wholly { room.saturating_add(1) } else { 0 } };
+        let mut answer =
+            Answer { head, status, written: if wholly { room.saturating_add(1) } else { 0 }, taken };
         let request = match request {
             Ok(Request::GetId { buffers }) => {
                 let written = self.write_id(&buffers);
@@ -324,6 +331,9 @@ impl Server {
 
     /// Puts the status where it belongs, and the chain into the used ring.
     fn answer(&mut self, answer: &Answer, status: u8) -> Result<(), Broken> {
+        if let Some(taken) = &answer.taken {
+            taken.answered(self.shared.name(), self.number, u32::from(status) == VIRTIO_BLK_S_OK);
+        }
         // In guest memory when it was decoded, and memory never goes away.
         let written = match self.memory.write_obj(status, answer.status) {
             Ok(()) if u32::from(status) == VIRTIO_BLK_S_OK => answer.written,

@@ -30,6 +30,10 @@ pub(super) struct Plan<'a> {
     /// A pipe from which a byte comes once the child is in its cgroup, if that takes its parent.
     pub go: Option<OwnedFd>,
     pub user: Option<UserMap>,
+    /// Of no use but for its number: there the child opens the root directory, by which the overlay's options name it.
+    pub lower: OwnedFd,
+    /// Those options.
+    pub layers: CString,
     /// The seccomp filter; without one no paths are masked either.
     pub filter: Option<Vec<libc::sock_filter>>,
     pub mode: RootMode,
@@ -56,7 +60,10 @@ impl<'a> Plan<'a> {
             uid: one_line(nix::unistd::geteuid().as_raw()),
             gid: one_line(nix::unistd::getegid().as_raw()),
         });
+        let lower = raise(report.as_raw_fd()).map_err(descriptor)?;
         Ok(Self {
+            layers: layers(lower.as_raw_fd(), config.rootless),
+            lower,
             parent: this_process().map_err(|error| (Step::Parent, error))?,
             report: raise(report.as_raw_fd()).map_err(descriptor)?,
             manifest: manifest(&config.manifest).map_err(descriptor)?,
@@ -76,6 +83,14 @@ impl<'a> Plan<'a> {
 /// One number, which is root's inside.
 fn one_line(id: u32) -> CString {
     CString::new(format!("0 {id} 1\n")).unwrap_or_default()
+}
+
+/// Options of the overlay over the directory that is open at `lower`; in a user namespace with attributes of the kind that
+/// users may set.
+fn layers(lower: RawFd, rootless: bool) -> CString {
+    let attributes = if rootless { ",userxattr" } else { "" };
+    let layers = format!("lowerdir=/proc/self/fd/{lower},upperdir=upper,workdir=work{attributes}");
+    CString::new(layers).unwrap_or_default()
 }
 
 /// A copy of a descriptor, above those that the child uses.

@@ -13,7 +13,7 @@ mod usage;
 
 pub use error::CgroupError;
 pub use limits::Limits;
-pub use stale::{remove_stale, remove_stale_beside, unique_name};
+pub use stale::{remove_stale, unique_name};
 pub use usage::Usage;
 
 use crate::host::cgroup::{Cgroups, Version};

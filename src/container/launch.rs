@@ -86,7 +86,7 @@ pub fn run(config: &Config, stamps: &Stamps, supervisor: &Supervisor) -> Result<
     let (reports, report) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).map_err(no("pipe"))?;
     let terminal = Kept::of_stdin();
     check_streams()?;
-    let group = make_group(config)?;
+    let (cgroups, group) = make_group(config)?.unzip();
     let child = create(config, &report, supervisor, stamps, group.as_ref(), true)?;
     drop(report);
     let joined = join(&child, group.as_ref());
@@ -96,7 +96,7 @@ pub fn run(config: &Config, stamps: &Stamps, supervisor: &Supervisor) -> Result<
         run.signal(libc::SIGKILL);
     }
     // Meanwhile the child is at work.
-    group.iter().for_each(cgroup::remove_stale_beside);
+    cgroups.iter().for_each(cgroup::remove_stale);
     let reason = run.wait(config.timeout);
     stamps.stamp(Milestone::Stopped);
     drop(terminal);
@@ -125,15 +125,15 @@ fn check_streams() -> Result<(), LaunchError> {
     Ok(())
 }
 
-/// The container's cgroup, if it is to have one.
-fn make_group(config: &Config) -> Result<Option<Group>, LaunchError> {
+/// The hierarchies and the container's cgroup, if it is to have one.
+fn make_group(config: &Config) -> Result<Option<(Cgroups, Group)>, LaunchError> {
     if config.profile == Profile::Minimal {
         return Ok(None);
     }
     let cgroups = Cgroups::detect(Path::new("/"))
         .map_err(|source| LaunchError::Host { what: "list of cgroups", source })?;
     let group = Group::create(&cgroups, &config.limits, &cgroup::unique_name()?)?;
-    Ok(Some(group))
+    Ok(Some((cgroups, group)))
 }
 
 /// The child.

@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 use std::process::Command;
 
 use crate::common::{run, tandem};
-use crate::{LIMIT, guest, root};
+use crate::{LIMIT, container, guest, root};
 
 /// A symbolic link in the place of a mount point, to a descriptor that the launcher has open, and files appear where that
 /// leads.
@@ -69,4 +69,25 @@ fn few_descriptors_are_enough() {
     let mut shell = Command::new("sh");
     shell.args(["-c", "ulimit -n 64; exec \"$0\" run --as container -- true"]);
     run(shell.arg(tandem().get_program()), b"", LIMIT).assert(0, "");
+}
+
+/// What a run with limits leaves in any hierarchy, one without removes.
+#[test]
+fn groups_of_a_killed_run_with_limits_are_removed_by_one_without() {
+    const TEST: &str = "groups_of_a_killed_run_with_limits_are_removed_by_one_without";
+    let limits = ["--memory", "64M", "--pids", "20", "--", "true"];
+    match container(TEST, &limits, b"") {
+        Some(run) if run.code == Some(0) => {}
+        Some(run) => return crate::common::skip(TEST, run.stderr.trim()),
+        None => return,
+    }
+    let mut command = tandem();
+    command.args(["run", "--as", "container", "--memory", "64M", "--pids", "20", "--", "sleep", "1000"]);
+    let mut child = command.stdin(std::process::Stdio::null()).spawn().expect("tandem");
+    crate::eventually("no group", || !crate::killed::groups(child.id()).is_empty());
+    child.kill().expect("kill");
+    child.wait().expect("waiting for tandem");
+    container(TEST, &["--", "true"], b"").expect("a container").assert(0, "");
+    let left = crate::killed::groups(child.id());
+    assert!(left.is_empty(), "{left:?}");
 }

@@ -28,7 +28,7 @@ enum ImageCommand {
 
 #[derive(Debug, Args)]
 struct CreateArgs {
-    /// The image; its name ends in .ext4 or .squashfs
+    /// The image; its name ends in .ext4, .squashfs or .erofs
     #[arg(value_name = "IMAGE")]
     output: PathBuf,
     /// What goes into it

@@ -52,8 +52,8 @@ pub struct RunArgs {
     /// Directory tree to use as the root file system; it is never changed, but with --writable
     #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
-    /// Disk image or block device, raw, as the guest's next disk (/dev/vda, /dev/vdb, ...); repeatable
-    #[arg(long, value_name = "PATH[,readonly][,direct][,serial=NAME][,queues=N][,format=raw]", value_parser = disk_parser())]
+    /// Disk image or block device, raw or (only to be read) qcow2, as the guest's next disk (/dev/vda, /dev/vdb, ...); repeatable
+    #[arg(long, value_name = "PATH[,readonly][,direct][,serial=NAME][,queues=N][,format=raw][,backing=allow]", value_parser = disk_parser())]
     disk: Vec<DiskArg>,
     /// Boot from the first disk: its ext4, squashfs or erofs is the guest's root file system
     #[arg(long, requires = "disk", conflicts_with_all = ["root", "initrd"])]

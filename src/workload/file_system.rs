@@ -1,9 +1,6 @@
 //! File systems on disk images, as far as a root may be on them.
 
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
-use std::path::Path;
 
 /// A file system that a guest can have as its root.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,20 +47,24 @@ impl FileSystem {
         !matches!(self, Self::Ext4)
     }
 
-    /// The file system of an image, if it is one of these.
+    /// The file system of an image, if it is one of these. `read` fills a slice from an offset.
     ///
     /// # Errors
     /// The image cannot be read.
-    pub fn recognise(image: &Path) -> io::Result<Option<Self>> {
-        let file = File::open(image)?;
-        let matches = |system: &Self| {
+    pub fn recognise(read: impl Fn(&mut [u8], u64) -> io::Result<()>) -> io::Result<Option<Self>> {
+        for system in Self::ALL {
             let (offset, magic) = system.magic();
             let mut found = [0; 4];
             let found = found.get_mut(..magic.len()).unwrap_or_default();
-            // An image that ends before has none.
-            file.read_exact_at(found, offset).is_ok() && found == magic
-        };
-        Ok(Self::ALL.into_iter().find(matches))
+            match read(found, offset) {
+                Ok(()) if found == magic => return Ok(Some(system)),
+                Ok(()) => {}
+                // An image that ends before has none.
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
     }
 }
 
@@ -74,18 +75,18 @@ mod tests {
     #[test]
     fn images_are_told_by_their_superblocks() {
         let recognise = |offset: usize, magic: &[u8]| {
-            let file = tempfile::NamedTempFile::new().unwrap();
             let mut contents = vec![0; 4096];
             contents[offset..offset + magic.len()].copy_from_slice(magic);
-            std::fs::write(file.path(), contents).unwrap();
-            FileSystem::recognise(file.path()).unwrap()
+            FileSystem::recognise(|bytes, at| io::Read::read_exact(&mut &contents[at as usize..], bytes))
+                .unwrap()
         };
         assert_eq!(recognise(0, b"hsqs"), Some(FileSystem::Squashfs));
         assert_eq!(recognise(1024, &0xe0f5_e1e2u32.to_le_bytes()), Some(FileSystem::Erofs));
         assert_eq!(recognise(1080, &0xef53u16.to_le_bytes()), Some(FileSystem::Ext4));
         assert_eq!(recognise(0, b"none"), None);
-        let short = tempfile::NamedTempFile::new().unwrap();
-        assert_eq!(FileSystem::recognise(short.path()).unwrap(), None);
-        assert!(FileSystem::recognise(Path::new("/nonexistent")).is_err());
+        let ends = |_: &mut [u8], _| Err(io::ErrorKind::UnexpectedEof.into());
+        assert_eq!(FileSystem::recognise(ends).unwrap(), None);
+        let fails = |_: &mut [u8], _| Err(io::Error::from_raw_os_error(5));
+        assert!(FileSystem::recognise(fails).is_err());
     }
 }

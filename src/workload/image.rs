@@ -19,7 +19,7 @@ const EXT4_BASE: u64 = 16 << 20;
 /// An image cannot be made.
 #[derive(Debug, Error)]
 pub enum ImageError {
-    #[error("{}: the name says which kind: end it in .ext4 or .squashfs", .0.display())]
+    #[error("{}: the name says which kind: end it in .ext4, .squashfs or .erofs", .0.display())]
     Kind(PathBuf),
     #[error("{} exists already: remove it or choose another name", .0.display())]
     Exists(PathBuf),
@@ -35,9 +35,9 @@ pub enum ImageError {
     Run { tool: &'static str, source: io::Error },
     #[error("{tool} failed: {message}")]
     Failed { tool: &'static str, message: String },
-    #[error("a squashfs is as large as what is in it: leave out --size")]
-    SquashfsSize,
-    #[error("cannot make a directory beside {}", path.display())]
+    #[error("a squashfs or erofs is as large as what is in it: leave out --size")]
+    Size,
+    #[error("cannot make a directory in {}", path.display())]
     Temporary { path: PathBuf, source: io::Error },
     #[error("cannot write {}", path.display())]
     Write { path: PathBuf, source: io::Error },
@@ -55,6 +55,7 @@ impl ImageError {
 enum Kind {
     Ext4,
     Squashfs,
+    Erofs,
 }
 
 impl Kind {
@@ -62,6 +63,7 @@ impl Kind {
         match output.extension().and_then(|extension| extension.to_str()) {
             Some("ext4") => Ok(Self::Ext4),
             Some("squashfs" | "sqfs") => Ok(Self::Squashfs),
+            Some("erofs") => Ok(Self::Erofs),
             _ => Err(ImageError::Kind(output.to_owned())),
         }
     }
@@ -70,6 +72,7 @@ impl Kind {
         match self {
             Self::Ext4 => Tool { name: "mke2fs", package: "e2fsprogs" },
             Self::Squashfs => Tool { name: "mksquashfs", package: "squashfs-tools" },
+            Self::Erofs => Tool { name: "mkfs.erofs", package: "erofs-utils" },
         }
     }
 }
@@ -82,8 +85,8 @@ impl Kind {
 /// See [`ImageError`]. No image is left behind.
 pub fn create(output: &Path, from: &Path, size: Option<u64>) -> Result<Option<String>, ImageError> {
     let kind = Kind::of(output)?;
-    if kind == Kind::Squashfs && size.is_some() {
-        return Err(ImageError::SquashfsSize);
+    if kind != Kind::Ext4 && size.is_some() {
+        return Err(ImageError::Size);
     }
     if output.symlink_metadata().is_ok() {
         return Err(ImageError::Exists(output.to_owned()));
@@ -104,8 +107,7 @@ pub fn create(output: &Path, from: &Path, size: Option<u64>) -> Result<Option<St
     let tree = if metadata.is_dir() {
         from
     } else if metadata.is_file() {
-        fs::create_dir(&unpacked)
-            .map_err(|source| ImageError::Temporary { path: output.to_owned(), source })?;
+        fs::create_dir(&unpacked).map_err(|source| ImageError::Temporary { path: work.0.clone(), source })?;
         unpack(&mut script, from, &unpacked)?;
         &unpacked
     } else {
@@ -115,9 +117,17 @@ pub fn create(output: &Path, from: &Path, size: Option<u64>) -> Result<Option<St
         Kind::Ext4 => {
             let needs =
                 Needs::of(tree).map_err(|source| ImageError::Read { path: tree.to_owned(), source })?;
-            script.ext4(&image, tree, size.unwrap_or_else(|| needs.ext4_size()), needs.inodes)?;
+            let usual = needs.ext4_size();
+            script.ext4(&image, tree, size.unwrap_or(usual), needs.inodes).map_err(|error| match error {
+                ImageError::Failed { tool, message } if size.is_some_and(|size| size < usual) => {
+                    let hint = format!("--size may be too small: without it the image has {}M", usual >> 20);
+                    ImageError::Failed { tool, message: format!("{hint} ({message})") }
+                }
+                other => other,
+            })?;
         }
         Kind::Squashfs => script.squashfs(&image, tree)?,
+        Kind::Erofs => script.erofs(&image, tree)?,
     }
     publish(&image, output)?;
     Ok(note)
@@ -317,6 +327,14 @@ impl Script {
         let tool = Kind::Squashfs.tool();
         let mut command = self.command(tool);
         command.arg(tree).arg(image).args(["-noappend", "-quiet", "-no-progress"]);
+        self.run(tool, &mut command)
+    }
+
+    /// Not compressed: then the guest only reads. A compressed one is a squashfs.
+    fn erofs(&self, image: &Path, tree: &Path) -> Result<(), ImageError> {
+        let tool = Kind::Erofs.tool();
+        let mut command = self.command(tool);
+        command.arg(image).arg(tree);
         self.run(tool, &mut command)
     }
 }

@@ -208,7 +208,8 @@ fn a_dry_run_does_not_mind_that_a_disk_is_in_use() {
     let disk = file(&[0; 1024]);
     let used = Disk::open(&DiskOptions::new(disk.path()), Engine::Plain).expect("the disk");
     assert!(
-        disk_line(&mut tandem(), path(&disk)).ends_with(", in use by another virtual machine at the moment")
+        disk_line(&mut tandem(), path(&disk))
+            .ends_with(", in use at the moment, which a run would not accept")
     );
     drop(used);
     assert!(!disk_line(&mut tandem(), path(&disk)).contains("in use"));
@@ -274,16 +275,19 @@ fn images_that_cannot_be() {
             "nothing is left behind"
         );
     };
-    image("a.img", "/etc", 126, &[".ext4", ".squashfs"]);
+    image("a.img", "/etc", 126, &[".ext4", ".squashfs", ".erofs"]);
     image("a.ext4", "/nonexistent", 127, &["/nonexistent"]);
     image("a.ext4", "/dev/null", 126, &["/dev/null"]);
     // Without the tool.
     let (dir, tree) = (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory"));
-    let mut command = tandem();
-    command.args(["image", "create"]).arg(dir.path().join("a.squashfs")).arg("--from").arg(tree.path());
-    let run = run(command.env("PATH", dir.path()), b"", LIMIT);
-    // It may be where an ordinary user's PATH does not lead.
-    assert!(run.code == Some(0) || run.stderr.contains("apt-get install squashfs-tools"), "{run:?}");
+    for (name, package) in [("a.squashfs", "squashfs-tools"), ("a.erofs", "erofs-utils")] {
+        let mut command = tandem();
+        command.args(["image", "create"]).arg(dir.path().join(name)).arg("--from").arg(tree.path());
+        let run = run(command.env("PATH", dir.path()), b"", LIMIT);
+        // It may be where an ordinary user's PATH does not lead.
+        let install = format!("apt-get install {package}");
+        assert!(run.code == Some(0) || run.stderr.contains(&install), "{run:?}");
+    }
 }
 
 #[test]

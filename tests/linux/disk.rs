@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::common::{Run, guest, limit_descriptors, refuse_io_uring, run, skip, tandem, wait};
+use crate::common::{guest, limit_descriptors, refuse_io_uring, run, skip, tandem, wait};
 use crate::{LIMIT, boot, boot_standard};
 
-fn image(dir: &Path, name: &str, len: u64) -> String {
+pub fn image(dir: &Path, name: &str, len: u64) -> String {
     let path = dir.join(name);
     fs::File::create(&path).expect("an image").set_len(len).expect("its length");
     path.to_str().expect("a path").to_owned()
@@ -22,45 +22,22 @@ fn blocks(path: &str) -> u64 {
 }
 
 /// A tool of the host, or its file.
-fn find(name: &str) -> Option<PathBuf> {
+pub fn find(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let paths: Vec<_> = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]).collect();
     paths.iter().map(|dir| dir.join(name)).find(|file| file.is_file())
 }
 
-fn succeeds(command: &mut Command) {
+pub fn succeeds(command: &mut Command) {
     let output = command.stdin(Stdio::null()).output().expect("the program starts");
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// The file system of an image is in order. Where the host has no e2fsck nobody knows.
-fn check(image: &str) {
+pub fn check(image: &str) {
     if let Some(e2fsck) = find("e2fsck") {
         succeeds(Command::new(e2fsck).args(["-fn", image]));
     }
-}
-
-/// A root file system of busybox, made by `tandem image create`; `None` if the host cannot.
-fn root(test: &str, dir: &Path, name: &str) -> Option<String> {
-    guest(test)?;
-    let tree = dir.join(format!("{name}.tree"));
-    fs::create_dir_all(tree.join("bin")).expect("a directory");
-    if fs::copy("/bin/busybox", tree.join("bin/busybox")).is_err() {
-        skip(test, "busybox-static is not installed");
-        return None;
-    }
-    for applet in ["sh", "cat", "echo", "touch", "ls", "rm", "sync"] {
-        std::os::unix::fs::symlink("busybox", tree.join("bin").join(applet)).expect("a link");
-    }
-    let image = dir.join(name);
-    let mut command = tandem();
-    let made = run(command.args(["image", "create"]).arg(&image).arg("--from").arg(&tree), b"", LIMIT);
-    if made.code != Some(0) && made.stderr.contains("is not installed") {
-        skip(test, made.stderr.trim());
-        return None;
-    }
-    made.assert(0, "");
-    Some(image.to_str().expect("a path").to_owned())
 }
 
 #[test]
@@ -297,55 +274,6 @@ fn what_was_flushed_survives_a_kill() {
         let again = boot(TEST, &["--disk", &disk, "--", "true"], b"").expect("the guest is there");
         again.assert(0, "");
     }
-}
-
-#[test]
-fn a_disk_as_the_root_file_system() {
-    const TEST: &str = "a_disk_as_the_root_file_system";
-    let dir = tempfile::tempdir().expect("a directory");
-    let Some(disk) = root(TEST, dir.path(), "root.ext4") else { return };
-    let in_root = |disk: &str, script: &str| -> Run {
-        boot(TEST, &["--disk", disk, "--root-disk", "--env", "A=b", "--", "sh", "-c", script], b"in")
-            .expect("the guest")
-    };
-    let first = in_root(&disk, "cat; echo $A; echo kept >/file; ls /.tandem 2>/dev/null; exit 7");
-    first.assert(7, "inb\n");
-    in_root(&disk, "cat /file; rm /file").assert(0, "kept\n");
-    check(&disk);
-    // Read-only, for two at a time: what is written is gone afterwards.
-    let before = fs::read(&disk).expect("the image");
-    let shared = format!("{disk},readonly");
-    in_root(&shared, "echo lost >/file; cat /file").assert(0, "lost\n");
-    in_root(&shared, "cat /file 2>/dev/null || echo nothing").assert(0, "nothing\n");
-    assert!(fs::read(&disk).expect("the image") == before);
-}
-
-#[test]
-fn a_squashfs_as_the_root_file_system() {
-    const TEST: &str = "a_squashfs_as_the_root_file_system";
-    let dir = tempfile::tempdir().expect("a directory");
-    let Some(disk) = root(TEST, dir.path(), "root.squashfs") else { return };
-    let data = image(dir.path(), "data", 1 << 20);
-    let script = "echo written >/file; cat /file; cat /sys/block/vdb/size";
-    let args = ["--disk", &disk, "--disk", &data, "--root-disk", "--", "sh", "-c", script];
-    boot(TEST, &args, b"").expect("the guest").assert(0, "written\n2048\n");
-}
-
-#[test]
-fn roots_that_cannot_be() {
-    const TEST: &str = "roots_that_cannot_be";
-    let dir = tempfile::tempdir().expect("a directory");
-    let disk = image(dir.path(), "disk", 1 << 20);
-    let Some(run) = boot(TEST, &["--disk", &disk, "--root-disk", "--", "true"], b"") else { return };
-    run.assert(126, "");
-    assert!(run.stderr.contains("tandem image create"), "{}", run.stderr);
-    // A superblock and nothing behind it.
-    let mut contents = vec![0; 1 << 20];
-    contents[..4].copy_from_slice(b"hsqs");
-    fs::write(&disk, contents).expect("the image");
-    let run = boot(TEST, &["--disk", &disk, "--root-disk", "--", "true"], b"").expect("the guest");
-    run.assert(8, "");
-    assert!(run.stderr.contains("cannot boot from /dev/vda (squashfs)"), "{}", run.stderr);
 }
 
 #[test]

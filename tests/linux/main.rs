@@ -6,9 +6,12 @@ mod cases;
 #[path = "../common/mod.rs"]
 mod common;
 mod disk;
+mod disk_errors;
+mod disk_load;
 mod hung_disk;
 mod ring3;
 mod ring3_smp;
+mod root_disk;
 #[path = "../common/session.rs"]
 mod session;
 mod terminal;

@@ -74,7 +74,8 @@ fn loads_are_measured_on_all_sides() {
             assert!(load.failure.is_none() && load.operations > 0, "{}: {load:?}", sample.contestant);
             // Arithmetic takes the processor all the time that it has it, whoever else wants it.
             if load.load == "cpu" {
-                assert!(load.processor_time > Some(load.time / 20), "{}: {load:?}", sample.contestant);
+                let enough = load.processor_time.is_none_or(|time| time > load.time / 20);
+                assert!(enough, "{}: {load:?}", sample.contestant);
             }
         }
     }
@@ -157,6 +158,7 @@ fn what_makes_no_sense_is_refused() {
 }
 
 /// A bench of density that goes on until it is ended, in a process group of its own, with all that it has started.
+#[allow(clippy::zombie_processes)] // whoever calls it waits
 fn endless() -> (Child, Vec<i32>) {
     let mut command = bench(
         "density",

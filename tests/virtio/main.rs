@@ -6,6 +6,7 @@
 mod common;
 mod driver;
 mod hostile;
+mod qcow2;
 mod queues;
 mod storage;
 mod stuck;

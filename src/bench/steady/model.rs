@@ -79,6 +79,6 @@ pub struct LoadSample {
     /// The same by the host's clock: it has the ways of the lines that tell of begin and end in it.
     pub host_time: u64,
     /// Processor time that the run took of the host meanwhile: all processes and threads of it, which for a virtual
-    /// machine are those of the VMM. `None` where a daemon does part of the work.
+    /// machine are those of the VMM. `None` where a daemon does part of the work, or the bench could not look in time.
     pub processor_time: Option<u64>,
 }

@@ -18,6 +18,7 @@ use crate::bench::workload::Workload;
 use crate::cli::units::parse_duration;
 use crate::host::paths::Paths;
 use crate::host::runtimes;
+use crate::host::scheduling::be_punctual;
 use crate::machine::outcome::exit_code;
 use crate::report::steady as report;
 use crate::report::table::Style;
@@ -97,6 +98,8 @@ pub(super) fn run(args: &SteadyArgs) -> Result<u8, BenchError> {
         conditions,
     };
     let contestants = common::contestants(&selected, &context);
+    // Each of its looks at the host's clocks is a part of a figure.
+    be_punctual();
     let mut progress = Progress { bar: common::bar("loads"), files: &args.files, failed: false };
     let results = steady::run(contestants, &plan, Some(&mut signals), &mut progress);
     progress.bar.finish_and_clear();

@@ -15,7 +15,7 @@ const ENGINE_VARIABLE: &str = "TANDEM_DISK_ENGINE";
 /// Says who takes notifications of disks, for tests and measurements: `ioeventfd` leaves them to KVM.
 const NOTIFY_VARIABLE: &str = "TANDEM_DISK_NOTIFY";
 
-/// A value of `--disk`: PATH[,readonly][,direct][,serial=NAME][,queues=N][,format=raw].
+/// A value of `--disk`: PATH[,readonly][,direct][,serial=NAME][,queues=N][,format=raw][,backing=allow].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct DiskArg(pub DiskOptions);
 
@@ -40,7 +40,11 @@ pub(super) fn parse(value: &OsStr) -> Result<DiskArg, String> {
             ("readonly", None) => options.readonly = true,
             ("direct", None) => options.direct = true,
             ("serial", Some(serial)) => options.serial = Some(serial.to_owned()),
+            ("backing", Some("allow")) => options.backing = true,
             ("format", Some("raw")) => options.raw = true,
+            ("format", Some("qcow2")) => {
+                return Err("format=qcow2: leave it out, a qcow2 is recognised".into());
+            }
             ("format", Some(format)) => {
                 return Err(format!(
                     "format={format}: Tandem takes raw images; convert it: qemu-img convert -O raw"
@@ -53,7 +57,8 @@ pub(super) fn parse(value: &OsStr) -> Result<DiskArg, String> {
             }
             _ => {
                 return Err(format!(
-                    "'{part}' is none of readonly, direct, serial=NAME, queues=N and format=raw (a path cannot hold a comma)"
+                    "'{part}' is none of readonly, direct, serial=NAME, queues=N, format=raw and backing=allow \
+                     (a path cannot hold a comma)"
                 ));
             }
         }
@@ -99,7 +104,7 @@ pub(super) fn kernel_notifications() -> Result<bool, ResolveError> {
 pub(super) fn root(disks: &[Disk], kernel_config: Option<&Path>) -> Result<Root, ResolveError> {
     let disk = disks.first().ok_or(ResolveError::NoRootDisk)?;
     let path = || disk.path().to_owned();
-    let file_system = FileSystem::recognise(disk.path())
+    let file_system = FileSystem::recognise(|bytes, offset| disk.read_exact_at(bytes, offset))
         .map_err(|source| ResolveError::RootDisk { path: path(), source })?
         .ok_or_else(|| ResolveError::NoFileSystem(path()))?;
     let config = kernel_config.and_then(|path| std::fs::read_to_string(path).ok());
@@ -124,9 +129,10 @@ mod tests {
             serial: Some("x=y".into()),
             queues: 4,
             raw: true,
+            backing: true,
             ..DiskOptions::new("/b")
         };
-        assert_eq!(parse(b"/b,queues=4,serial=x=y,direct,format=raw,readonly"), Ok(all));
+        assert_eq!(parse(b"/b,queues=4,serial=x=y,direct,format=raw,backing=allow,readonly"), Ok(all));
         // Any bytes, as file systems have them.
         assert_eq!(parse(b"/\xff"), Ok(DiskOptions::new(OsStr::from_bytes(b"/\xff"))));
         for (text, word) in [
@@ -137,7 +143,9 @@ mod tests {
             ("a,queues=x", "queues=x: a disk has 1 to 16"),
             ("a,queues=99999", "queues=99999: a disk has 1 to 16"),
             ("a,readonly=yes", "'readonly=yes'"),
-            ("a,format=qcow2", "qemu-img convert"),
+            ("a,backing=deny", "backing=allow"),
+            ("a,format=qcow2", "is recognised"),
+            ("a,format=vdi", "qemu-img convert"),
             ("a,serial=a,serial=b", "'serial' is given twice"),
             ("a,readonly,direct,readonly", "'readonly' is given twice"),
         ] {

@@ -87,6 +87,9 @@ fn disk_line(index: usize, disk: &Disk) -> String {
         format_size(geometry.len),
         engine.name()
     );
+    if disk.format() != "raw" {
+        line += &format!(", {}", disk.format());
+    }
     if !geometry.writable {
         line += ", read-only";
     }
@@ -97,7 +100,7 @@ fn disk_line(index: usize, disk: &Disk) -> String {
         line += &format!(", {} queues", geometry.queues);
     }
     if disk.is_in_use() {
-        line += ", in use by another virtual machine at the moment";
+        line += ", in use at the moment, which a run would not accept";
     }
     line
 }
@@ -108,6 +111,7 @@ fn disk_json(index: usize, disk: &Disk) -> serde_json::Value {
         "device": device_name(index),
         "path": disk.path(),
         "bytes": geometry.len,
+        "format": disk.format(),
         "engine": engine(disk).0.name(),
         "readonly": !geometry.writable,
         "direct": disk.is_direct(),

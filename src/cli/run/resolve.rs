@@ -87,7 +87,8 @@ pub(super) enum ResolveError {
     #[error("{} holds no ext4, squashfs or erofs to boot from: make one with tandem image create", .0.display())]
     NoFileSystem(PathBuf),
     #[error(
-        "{} holds an {file_system} file system, which the built guest's kernel does not have: use ext4 or squashfs",
+        "{} holds an {file_system} file system, which the built guest's kernel does not have: build it again with \
+         ./scripts/build-guest, or use ext4 or squashfs",
         path.display()
     )]
     UnknownFileSystem { path: PathBuf, file_system: &'static str },

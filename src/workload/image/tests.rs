@@ -9,6 +9,11 @@ fn tree() -> tempfile::TempDir {
     dir
 }
 
+fn recognise(image: &Path) -> io::Result<Option<FileSystem>> {
+    let file = File::open(image)?;
+    FileSystem::recognise(|bytes, offset| std::os::unix::fs::FileExt::read_exact_at(&file, bytes, offset))
+}
+
 fn has(tool: &str) -> bool {
     Command::new(tool).arg("-V").env("PATH", "/usr/bin:/usr/sbin:/bin:/sbin").output().is_ok()
 }
@@ -29,7 +34,7 @@ fn an_ext4_of_a_directory_and_of_an_archive() {
     let dir = tree();
     let image = dir.path().join("a.ext4");
     create(&image, &dir.path().join("tree"), None).unwrap();
-    assert_eq!(FileSystem::recognise(&image).unwrap(), Some(FileSystem::Ext4));
+    assert_eq!(recognise(&image).unwrap(), Some(FileSystem::Ext4));
     assert_eq!(cat(&image, "/etc/hello"), vec![7; 10_000]);
 
     let archive = dir.path().join("tree.tar.gz");
@@ -45,7 +50,7 @@ fn an_ext4_of_a_directory_and_of_an_archive() {
     // Too small: a reason, and nothing left behind.
     let error = create(&dir.path().join("c.ext4"), &archive, Some(64 << 10)).unwrap_err();
     assert!(
-        matches!(&error, ImageError::Failed { tool: "mke2fs", message } if !message.is_empty()),
+        matches!(&error, ImageError::Failed { tool: "mke2fs", message } if message.contains("without it the image has 17M")),
         "{error}"
     );
     assert!(matches!(create(&image, &archive, None), Err(ImageError::Exists(_))));
@@ -55,14 +60,22 @@ fn an_ext4_of_a_directory_and_of_an_archive() {
 }
 
 #[test]
-fn a_squashfs_if_there_is_the_tool() {
+fn a_squashfs_and_an_erofs_if_there_are_the_tools() {
     let dir = tree();
-    let image = dir.path().join("a.squashfs");
-    match create(&image, &dir.path().join("tree"), None) {
-        Ok(_) => assert_eq!(FileSystem::recognise(&image).unwrap(), Some(FileSystem::Squashfs)),
-        Err(error) => assert!(error.to_string().contains("apt-get install squashfs-tools"), "{error}"),
+    for (name, file_system, package) in [
+        ("a.squashfs", FileSystem::Squashfs, "squashfs-tools"),
+        ("a.erofs", FileSystem::Erofs, "erofs-utils"),
+    ] {
+        let image = dir.path().join(name);
+        match create(&image, &dir.path().join("tree"), None) {
+            Ok(_) => assert_eq!(recognise(&image).unwrap(), Some(file_system)),
+            Err(error) => {
+                let install = format!("apt-get install {package}");
+                assert!(error.to_string().contains(&install), "{error}");
+            }
+        }
+        assert!(matches!(create(&image, dir.path(), Some(1 << 20)), Err(ImageError::Size)));
     }
-    assert!(matches!(create(&image, dir.path(), Some(1 << 20)), Err(ImageError::SquashfsSize)));
 }
 
 #[test]

@@ -95,7 +95,8 @@ fn figures_are_those_of_the_lines_and_of_the_host() {
         let load = &sample.loads[0];
         assert_eq!((load.operations, load.time, load.failure.as_deref()), (1000, 200_000_000, None));
         assert!(load.host_time >= 195_000_000 && load.host_time < 10_000_000_000, "{load:?}");
-        assert!(load.processor_time.is_some_and(|time| time < 200_000_000), "{load:?}");
+        // On a busy host the bench may look too late.
+        assert!(load.processor_time.is_none_or(|time| time < 200_000_000), "{load:?}");
     }
 }
 
@@ -108,6 +109,22 @@ fn a_clock_that_lies_is_found() {
     assert_eq!(clocks_disagree(200_000_000, 250_000_000), None);
     assert!(clocks_disagree(900_000_000, 200_000_000).is_some());
     assert!(clocks_disagree(0, 0).is_some());
+}
+
+#[test]
+fn processor_time_is_not_told_of_another_span() {
+    let plan = plan(1);
+    let mut listener = Listener::new(&plan.settings, false, false);
+    listener.pause = 10_000_000;
+    for (host_time, known) in
+        [(200_000_000, true), (212_000_000, true), (180_000_000, false), (220_000_000, false)]
+    {
+        listener.take(Line::Begin { load: "cpu".into() }, 0, 1000);
+        let end = Line::End { load: "cpu".into(), operations: 1, nanoseconds: 200_000_000 };
+        listener.take(end, host_time + listener.pause, 4000);
+        let load = listener.sample.loads.last().unwrap();
+        assert_eq!((load.host_time, load.processor_time), (host_time, known.then_some(3000)));
+    }
 }
 
 #[test]

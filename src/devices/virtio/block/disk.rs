@@ -2,9 +2,9 @@
 
 mod host;
 
-use std::fs::{File, Metadata};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,9 +12,11 @@ use thiserror::Error;
 use virtio_bindings::bindings::virtio_blk::VIRTIO_BLK_ID_BYTES;
 use vmm_sys_util::eventfd::EventFd;
 
-use self::host::{check_format, direct_alignment, is_locked, lock, make_blocking, open};
+pub(super) use self::host::lock_shared;
+use self::host::{QCOW2, direct_alignment, is_claimed, is_locked, is_qcow2, lock, make_blocking, open};
 use super::features::{Geometry, SECTOR};
 use super::plain::Plain;
+use super::qcow2::{self, Backing, Image, Qcow2Error};
 use super::storage::{Backend, Storage};
 use super::uring::Uring;
 
@@ -40,6 +42,16 @@ pub enum DiskError {
         path.display(), path.display(), path.display()
     )]
     Format { path: PathBuf, format: &'static str },
+    #[error(
+        "{} is a qcow2 image, which Tandem only reads: add ,readonly to --disk, or qemu-img convert -O raw {} {}.raw; \
+         if it is raw, and its guest has written that into it, add ,format=raw to --disk",
+        .0.display(), .0.display(), .0.display()
+    )]
+    Qcow2ForWriting(PathBuf),
+    #[error("{} is a qcow2 image, which cannot be read past the host's cache: leave out ,direct", .0.display())]
+    Qcow2Direct(PathBuf),
+    #[error("cannot use the qcow2 image {}", path.display())]
+    Qcow2 { path: PathBuf, source: Qcow2Error },
     #[error("the disk {} is empty: make one with truncate -s 1G or tandem image create", .0.display())]
     Empty(PathBuf),
     #[error("the disk {} has {len} bytes, no multiple of {block}: truncate -s %{block} {}", path.display(), path.display())]
@@ -50,6 +62,12 @@ pub enum DiskError {
         .0.display()
     )]
     Locked(PathBuf),
+    #[error(
+        "the block device {} is in use: the host has mounted it or one of its partitions, or it is part of something else \
+         (lsblk tells), or another virtual machine has it",
+        .0.display()
+    )]
+    Claimed(PathBuf),
     #[error("the disk {} cannot be locked against use by two virtual machines", path.display())]
     Lock { path: PathBuf, source: io::Error },
     #[error("serial={0}: a serial number has 1 to {SERIAL_LEN} printable ASCII characters")]
@@ -80,12 +98,15 @@ pub struct DiskOptions {
     pub queues: u16,
     /// It is raw whatever it looks like: a guest may write the beginning of another format into its disk.
     pub raw: bool,
+    /// An image may be read through another one that it names.
+    pub backing: bool,
 }
 
 impl DiskOptions {
     /// A disk of one queue, to be written, through the host's page cache.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), readonly: false, serial: None, direct: false, queues: 1, raw: false }
+        let path = path.into();
+        Self { path, readonly: false, serial: None, direct: false, queues: 1, raw: false, backing: false }
     }
 }
 
@@ -120,6 +141,8 @@ impl Engine {
 #[derive(Clone, Debug)]
 pub struct Disk {
     file: Arc<File>,
+    /// The image in the file, if it is not raw.
+    image: Option<Arc<Image>>,
     /// Holds the lock, and is closed at once when the last of this goes: a ring lets go of its file some time later.
     lock: Arc<File>,
     path: PathBuf,
@@ -139,9 +162,7 @@ impl Disk {
     /// # Errors
     /// See [`DiskError`].
     pub fn open(options: &DiskOptions, engine: Engine) -> Result<Self, DiskError> {
-        let disk = Self::look_at(options, engine)?;
-        lock(&disk.lock, options)?;
-        Ok(disk)
+        Self::examine(options, engine, true)
     }
 
     /// The same for one that is not used, whether or not somebody else uses it.
@@ -149,6 +170,10 @@ impl Disk {
     /// # Errors
     /// See [`DiskError`].
     pub fn look_at(options: &DiskOptions, engine: Engine) -> Result<Self, DiskError> {
+        Self::examine(options, engine, false)
+    }
+
+    fn examine(options: &DiskOptions, engine: Engine, used: bool) -> Result<Self, DiskError> {
         let path = options.path.clone();
         let printable = |serial: &String| {
             (1..=SERIAL_LEN).contains(&serial.len())
@@ -161,24 +186,41 @@ impl Disk {
             return Err(DiskError::Queues(options.queues));
         }
         let unreadable = |source| DiskError::Open { path: path.clone(), source };
-        let lock_file = open(options, false)?;
+        let mut lock_file = open(options, 0)?;
         let metadata = lock_file.metadata().map_err(unreadable)?;
         let kind = metadata.file_type();
         if !kind.is_file() && !kind.is_block_device() {
             return Err(DiskError::Kind(path));
         }
-        let file = open(options, options.direct)?;
-        let same =
-            |file: io::Result<Metadata>| file.map(|m| (m.dev(), m.ino()) == (metadata.dev(), metadata.ino()));
-        if !same(file.metadata()).map_err(unreadable)? {
-            return Err(unreadable(io::Error::other("it was replaced while it was opened")));
+        if used {
+            if kind.is_block_device() && !options.readonly {
+                lock_file = open(options, libc::O_EXCL)?;
+            }
+            lock(&lock_file, options)?;
+        }
+        let file = open(options, if options.direct { libc::O_DIRECT } else { 0 })?;
+        for other in [&file, &lock_file] {
+            let other = other.metadata().map_err(unreadable)?;
+            if (other.dev(), other.ino()) != (metadata.dev(), metadata.ino()) {
+                return Err(unreadable(io::Error::other("it was replaced while it was opened")));
+            }
         }
         make_blocking(&file, options).map_err(unreadable)?;
         // Of a block device the metadata tell no size.
-        let len = io::Seek::seek(&mut &file, io::SeekFrom::End(0)).map_err(unreadable)?;
-        if !options.raw {
-            check_format(&lock_file, len, options)?;
-        }
+        let mut len = io::Seek::seek(&mut &file, io::SeekFrom::End(0)).map_err(unreadable)?;
+        let image = if is_qcow2(&lock_file, len, options)? {
+            let backing = match (options.backing, used) {
+                (false, _) => Backing::Refused,
+                (true, false) => Backing::Unlocked,
+                (true, true) => Backing::Locked,
+            };
+            let image = Image::open(&file, &path, backing);
+            let image = image.map_err(|source| DiskError::Qcow2 { path: path.clone(), source })?;
+            len = image.size();
+            Some(Arc::new(image))
+        } else {
+            None
+        };
         let (block, alignment) = if options.direct { direct_alignment(&file) } else { (SECTOR as u32, 1) };
         if len == 0 {
             return Err(DiskError::Empty(path));
@@ -193,13 +235,14 @@ impl Disk {
         let (file, serial) = (Arc::new(file), options.serial.clone());
         Ok(Self {
             file,
+            engine: if image.is_some() { Engine::Plain } else { engine },
+            image,
             lock: Arc::new(lock_file),
             path,
             geometry,
             serial,
             alignment: alignment as usize,
             direct: options.direct,
-            engine,
         })
     }
 
@@ -208,20 +251,52 @@ impl Disk {
         &self.path
     }
 
-    /// Whether somebody else uses it, beside whom it cannot be used.
+    /// Whether somebody else uses it, beside whom it cannot be used. Of one that is not [looked at](Self::look_at) but used
+    /// itself, only a file's lock tells.
     pub fn is_in_use(&self) -> bool {
-        is_locked(&self.lock, self.geometry.writable)
+        let writable = self.geometry.writable;
+        let is_device = || self.lock.metadata().is_ok_and(|metadata| metadata.file_type().is_block_device());
+        is_locked(&self.lock, writable) || (writable && is_device() && is_claimed(&self.path))
     }
 
-    /// Whether both are the same file, and that cannot be.
+    /// Whether one of them writes a file that both are in or are read through.
     pub fn conflicts_with(&self, other: &Self) -> bool {
-        let id = |disk: &Self| disk.lock.metadata().map(|metadata| (metadata.dev(), metadata.ino())).ok();
-        (self.geometry.writable || other.geometry.writable) && id(self) == id(other)
+        let writes_of = |writer: &Self, other: &Self| {
+            let id = writer.lock.metadata().map(|metadata| (metadata.dev(), metadata.ino())).ok();
+            writer.geometry.writable && id.is_some_and(|id| other.files().contains(&id))
+        };
+        writes_of(self, other) || writes_of(other, self)
+    }
+
+    /// Device and inode numbers of its files.
+    fn files(&self) -> Vec<(u64, u64)> {
+        match &self.image {
+            Some(image) => image.files().to_vec(),
+            None => {
+                self.lock.metadata().map(|metadata| (metadata.dev(), metadata.ino())).into_iter().collect()
+            }
+        }
     }
 
     /// The open file.
     pub fn file(&self) -> &Arc<File> {
         &self.file
+    }
+
+    /// Reads from its beginning, for those who want to know what is on it.
+    ///
+    /// # Errors
+    /// The host cannot, it is shorter, or its image is damaged.
+    pub fn read_exact_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        match &self.image {
+            Some(image) => image.read(bytes, offset),
+            None => self.lock.read_exact_at(bytes, offset),
+        }
+    }
+
+    /// Format of its image.
+    pub fn format(&self) -> &'static str {
+        if self.image.is_some() { QCOW2 } else { "raw" }
     }
 
     /// Size and limits.
@@ -252,6 +327,9 @@ impl Disk {
 
 impl Storage for Disk {
     fn backend(&self, depth: u16, wake: &EventFd) -> io::Result<Box<dyn Backend>> {
+        if let Some(image) = &self.image {
+            return Ok(Box::new(qcow2::Reader::new(image.clone())));
+        }
         if self.engine == Engine::Uring {
             match Uring::new(self.file.clone(), self.direct, depth, wake) {
                 Ok(uring) => return Ok(Box::new(uring)),

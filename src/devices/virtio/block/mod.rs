@@ -9,6 +9,7 @@ mod features;
 mod job;
 mod plain;
 mod polling;
+pub mod qcow2;
 mod request;
 mod shared;
 pub mod storage;

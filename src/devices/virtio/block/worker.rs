@@ -1,5 +1,7 @@
 //! The thread that serves a queue: takes requests, has them performed, answers them.
 
+mod idle;
+
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
@@ -202,40 +204,6 @@ impl Server {
         Ok(taken + completed > 0)
     }
 
-    /// Passes the time until there may be something to do.
-    fn idle(&mut self, take: bool, stop: &AtomicBool) -> Result<(), Broken> {
-        // What is under way takes the storage longer than any look.
-        let at_rest = self.free.len() == self.jobs.len();
-        if !(take && at_rest && self.look(stop)?) {
-            // With all places taken, the next to happen is a completion.
-            let waiting = take && !self.free.is_empty() && self.queue.enable_notification(&*self.memory)?;
-            if !(self.backend.arm() || waiting) {
-                self.wait();
-            }
-        }
-        (self.awake_since, self.most) = (Instant::now(), FIRST);
-        Ok(())
-    }
-
-    /// Looks for requests, which the driver does not notify of, for a short while. Returns whether there are any.
-    fn look(&mut self, stop: &AtomicBool) -> Result<bool, Broken> {
-        let start = Instant::now();
-        let Some(span) = self.polling.after(start - self.awake_since) else { return Ok(false) };
-        loop {
-            let found = self.queue.avail_idx(&*self.memory, Ordering::Acquire)?.0 != self.queue.next_avail();
-            let looked = start.elapsed();
-            if found {
-                self.polling.found(looked);
-            } else if looked >= span {
-                self.polling.missed(looked);
-            } else if !stop.load(Ordering::Relaxed) {
-                std::hint::spin_loop();
-                continue;
-            }
-            return Ok(found);
-        }
-    }
-
     /// Takes requests as long as there are places for them, and not more than the queue has entries: some are answered at
     /// once, and a driver that adds others meanwhile shall not keep this from the rest. Returns how many.
     fn take(&mut self) -> Result<usize, Broken> {
@@ -398,11 +366,5 @@ impl Server {
         fence(Ordering::SeqCst);
         let flags = self.memory.load(GuestAddress(self.queue.avail_ring()), Ordering::Relaxed);
         Ok(!flags.is_ok_and(|flags: u16| flags & VRING_AVAIL_F_NO_INTERRUPT as u16 != 0))
-    }
-
-    /// Waits for a notification, a completion, or the end.
-    fn wait(&self) {
-        // The descriptor is open and its reads wait; one that a signal has ended is as good as any.
-        let _ = self.notify.read();
     }
 }

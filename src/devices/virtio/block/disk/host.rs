@@ -4,17 +4,21 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
 
 use super::{DiskError, DiskOptions};
 use crate::devices::virtio::block::features::SECTOR;
+use crate::devices::virtio::block::qcow2;
 
 /// What transfers past the host's cache must be aligned to where the kernel does not say.
 const DIRECT_ALIGNMENT: u32 = 4096;
 /// Bytes of a VHD's footer, which is the last of the file.
 const VHD_FOOTER_LEN: u64 = 512;
+/// The format that is read besides raw.
+pub(super) const QCOW2: &str = "qcow2";
 /// Images that are not raw, by the bytes at an offset.
 const FORMATS: [(u64, &[u8], &str); 5] = [
-    (0, b"QFI\xfb", "qcow2"),
+    (0, qcow2::MAGIC, QCOW2),
     (0, b"KDMV", "VMDK"),
     (0, b"vhdxfile", "VHDX"),
     // One that grows begins with a copy of its footer.
@@ -22,15 +26,16 @@ const FORMATS: [(u64, &[u8], &str); 5] = [
     (0x40, b"\x7f\x10\xda\xbe", "VDI"),
 ];
 
-pub(super) fn open(options: &DiskOptions, direct: bool) -> Result<File, DiskError> {
-    let path = options.path.clone();
-    let open = |extra: libc::c_int| {
-        // Whatever it turns out to be, opening it shall not wait.
-        let flags = libc::O_NONBLOCK | libc::O_NOCTTY | extra;
-        File::options().read(true).write(!options.readonly).custom_flags(flags).open(&options.path)
-    };
-    match open(if direct { libc::O_DIRECT } else { 0 }) {
+/// Opens the file of a disk, with flags of `open` besides the usual.
+pub(super) fn open(options: &DiskOptions, extra: libc::c_int) -> Result<File, DiskError> {
+    let (path, direct) = (options.path.clone(), extra & libc::O_DIRECT != 0);
+    // Whatever it turns out to be, opening it shall not wait.
+    let flags = libc::O_NONBLOCK | libc::O_NOCTTY | extra;
+    match File::options().read(true).write(!options.readonly).custom_flags(flags).open(&options.path) {
         Ok(file) => Ok(file),
+        Err(source) if extra & libc::O_EXCL != 0 && source.raw_os_error() == Some(libc::EBUSY) => {
+            Err(DiskError::Claimed(path))
+        }
         Err(source) if direct && source.raw_os_error() == Some(libc::EINVAL) => {
             Err(DiskError::Direct { path, source })
         }
@@ -66,17 +71,26 @@ fn whole(writable: bool) -> libc::flock {
 
 /// Locks the whole file for as long as it is open, whoever else has it open in this process.
 pub(super) fn lock(file: &File, options: &DiskOptions) -> Result<(), DiskError> {
-    let lock = whole(!options.readonly);
-    // SAFETY: the descriptor is open, and the lock is valid for reads.
-    if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) } == 0 {
-        return Ok(());
-    }
-    let source = io::Error::last_os_error();
+    let Err(source) = lock_as(file, !options.readonly) else { return Ok(()) };
     let path = options.path.clone();
     match source.raw_os_error() {
         Some(libc::EAGAIN | libc::EACCES) => Err(DiskError::Locked(path)),
         _ => Err(DiskError::Lock { path, source }),
     }
+}
+
+/// Locks the whole file with others who only read it.
+pub fn lock_shared(file: &File) -> io::Result<()> {
+    lock_as(file, false)
+}
+
+fn lock_as(file: &File, writable: bool) -> io::Result<()> {
+    let lock = whole(writable);
+    // SAFETY: the descriptor is open, and the lock is valid for reads.
+    if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) } == 0 {
+        return Ok(());
+    }
+    Err(io::Error::last_os_error())
 }
 
 /// Whether somebody else's lock is in the way of one.
@@ -87,17 +101,33 @@ pub(super) fn is_locked(file: &File, writable: bool) -> bool {
     known && lock.l_type != libc::F_UNLCK as libc::c_short
 }
 
-/// A virtual machine would see the insides of an image of another format, and destroy them.
-pub(super) fn check_format(file: &File, len: u64, options: &DiskOptions) -> Result<(), DiskError> {
+/// Whether the host or somebody else has claimed a block device for itself: it is mounted, say, or one of its partitions is.
+pub(super) fn is_claimed(path: &Path) -> bool {
+    let flags = libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_EXCL;
+    let opened = File::options().read(true).custom_flags(flags).open(path);
+    opened.is_err_and(|error| error.raw_os_error() == Some(libc::EBUSY))
+}
+
+/// Whether it is a qcow2 to be read. A virtual machine would see the insides of an image of another format, and destroy them.
+pub(super) fn is_qcow2(file: &File, len: u64, options: &DiskOptions) -> Result<bool, DiskError> {
+    if options.raw {
+        return Ok(false);
+    }
     let footer = len.checked_sub(VHD_FOOTER_LEN).map(|offset| (offset, b"conectix".as_slice(), "VHD"));
     for (offset, magic, format) in FORMATS.into_iter().chain(footer) {
         let mut found = [0; 8];
         let found = found.get_mut(..magic.len()).unwrap_or_default();
         if file.read_exact_at(found, offset).is_ok() && found == magic {
-            return Err(DiskError::Format { path: options.path.clone(), format });
+            let path = options.path.clone();
+            return match (format == QCOW2, options.readonly, options.direct) {
+                (true, true, false) => Ok(true),
+                (true, true, true) => Err(DiskError::Qcow2Direct(path)),
+                (true, false, _) => Err(DiskError::Qcow2ForWriting(path)),
+                (false, ..) => Err(DiskError::Format { path, format }),
+            };
         }
     }
-    Ok(())
+    Ok(false)
 }
 
 /// What offsets and memory must be aligned to for transfers past the host's cache: of offsets at least a sector.

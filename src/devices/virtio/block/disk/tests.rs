@@ -33,7 +33,7 @@ fn what_is_no_disk_is_refused_with_a_remedy() {
     let qcow2 = [b"QFI\xfb".as_slice(), &[0; 508]].concat();
     let fixed_vhd = [&[0; 512], b"conectix".as_slice(), &[0; 504]].concat();
     for (contents, words) in [
-        (qcow2.as_slice(), &["qcow2", "qemu-img convert -O raw", ",format=raw"][..]),
+        (qcow2.as_slice(), &["qcow2", ",readonly", "qemu-img convert -O raw", ",format=raw"][..]),
         (&fixed_vhd, &["VHD", "qemu-img convert"]),
         (&vdi, &["VDI", "qemu-img convert"]),
         (&[], &["empty", "truncate"]),
@@ -67,7 +67,10 @@ fn serial_numbers_and_queues_have_limits() {
 fn what_looks_like_another_format_may_be_raw() {
     // As the guest of a raw image may make it.
     let file = image(&[b"QFI\xfb".as_slice(), &[0; 508]].concat());
-    assert!(open(&DiskOptions { raw: true, ..DiskOptions::new(file.path()) }).is_ok());
+    for readonly in [false, true] {
+        let disk = open(&DiskOptions { raw: true, readonly, ..DiskOptions::new(file.path()) }).unwrap();
+        assert_eq!((disk.format(), disk.geometry().len), ("raw", 512));
+    }
 }
 
 #[test]

@@ -46,11 +46,6 @@ pub enum LaunchError {
     /// Its cgroup, or a limit.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
-    /// A standard stream that would lead out of the container.
-    #[error(
-        "descriptor {0} is a directory, by which the container could reach the host's files: redirect it elsewhere"
-    )]
-    Directory(libc::c_int),
     /// The host refused something to the launcher itself.
     #[error("cannot start the container: no {what}")]
     Host {
@@ -85,7 +80,6 @@ pub fn run(config: &Config, stamps: &Stamps, supervisor: &Supervisor) -> Result<
     let signals = SignalFd::with_flags(&ending, flags).map_err(no("descriptor for signals"))?;
     let (reports, report) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).map_err(no("pipe"))?;
     let terminal = Kept::of_stdin();
-    check_streams()?;
     let (cgroups, group) = make_group(config)?.unzip();
     let child = create(config, &report, supervisor, stamps, group.as_ref(), true)?;
     drop(report);
@@ -109,20 +103,6 @@ pub fn run(config: &Config, stamps: &Stamps, supervisor: &Supervisor) -> Result<
     let finished = finished?;
     joined?;
     Ok(Finished { usage, ..finished })
-}
-
-/// A directory as a standard stream would be the workload's way to all of the host's files.
-fn check_streams() -> Result<(), LaunchError> {
-    for stream in [libc::STDIN_FILENO, libc::STDOUT_FILENO, libc::STDERR_FILENO] {
-        // SAFETY: for this structure of numbers all zeros are valid.
-        let mut stat: libc::stat = unsafe { std::mem::zeroed() };
-        // SAFETY: `stat` is valid for writes; a stream that is closed is an error.
-        let known = unsafe { libc::fstat(stream, &mut stat) } == 0;
-        if known && stat.st_mode & libc::S_IFMT == libc::S_IFDIR {
-            return Err(LaunchError::Directory(stream));
-        }
-    }
-    Ok(())
 }
 
 /// The hierarchies and the container's cgroup, if it is to have one.

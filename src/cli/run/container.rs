@@ -135,9 +135,7 @@ pub(super) fn run(args: &RunArgs, stamps: &Stamps, supervisor: &Supervisor) -> u
         Err(error) => {
             report(&error);
             let code = match error {
-                LaunchError::Cgroup(CgroupError::Value { .. }) | LaunchError::Directory(_) => {
-                    exit_code::CONFIGURATION
-                }
+                LaunchError::Cgroup(CgroupError::Value { .. }) => exit_code::CONFIGURATION,
                 _ => exit_code::SETUP,
             };
             supervisor.failed("container", code, &error);

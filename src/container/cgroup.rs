@@ -198,6 +198,15 @@ impl Group {
     }
 }
 
+/// Kills whatever is in the group `dir` and removes it with the groups in it, within two seconds. One that is not there is
+/// none that is left.
+///
+/// # Errors
+/// It cannot be removed, or not all processes die.
+pub fn remove(dir: &Path) -> Result<(), CgroupError> {
+    kill::remove(dir, Instant::now() + REMOVED_WITHIN)
+}
+
 impl Drop for Group {
     fn drop(&mut self) {
         if let Err(error) = self.end() {

@@ -66,6 +66,10 @@ pub(super) fn run(plan: &Plan) -> Failure {
 /// Everything up to the execution; the descriptor of the program.
 fn prepare(plan: &Plan) -> Result<RawFd> {
     die_with_parent(plan.parent.as_raw_fd())?;
+    if plan.own_group {
+        // SAFETY: plain system call.
+        check(Step::Parent, unsafe { libc::setpgid(0, 0) })?;
+    }
     place_descriptors(plan)?;
     if let Some(user) = &plan.user {
         // Without that a group could be left that a file denies something.

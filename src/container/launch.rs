@@ -14,7 +14,7 @@ use super::cgroup::{self, CgroupError, Group, Usage};
 use super::child;
 use super::config::{Config, Profile};
 use super::outcome::{Outcome, Reason};
-use super::plan::Plan;
+use super::plan::{Plan, own_group};
 use super::step::{Step, StepError};
 use crate::host::cgroup::Cgroups;
 use crate::host::signals;
@@ -85,7 +85,16 @@ pub fn run(config: &Config, stamps: &Stamps, supervisor: &Supervisor) -> Result<
     drop(report);
     let joined = join(&child, group.as_ref());
     let Created { pid, pidfd, .. } = child;
-    let mut run = Run { pid, pidfd, reports, signals, stamps, supervisor, records: Records::default() };
+    let mut run = Run {
+        pid,
+        pidfd,
+        reports,
+        signals,
+        stamps,
+        supervisor,
+        records: Records::default(),
+        own_group: own_group(),
+    };
     if joined.is_err() {
         run.signal(libc::SIGKILL);
     }
@@ -226,6 +235,8 @@ struct Run<'a> {
     stamps: &'a Stamps,
     supervisor: &'a Supervisor,
     records: Records,
+    /// Keys of a terminal do not reach the container.
+    own_group: bool,
 }
 
 /// Why Tandem itself ends a container.
@@ -292,7 +303,8 @@ impl Run<'_> {
         let mut next = None;
         while let Ok(Some(info)) = self.signals.read_signal() {
             // A key of the terminal is the workload's as well, which may take it for something else than its end.
-            if info.ssi_code == libc::SI_KERNEL || kill.is_some_and(|kill| kill.done) {
+            let is_key = info.ssi_code == libc::SI_KERNEL && !self.own_group;
+            if is_key || kill.is_some_and(|kill| kill.done) {
                 continue;
             }
             let number = info.ssi_signo.cast_signed();

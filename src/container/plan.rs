@@ -2,7 +2,7 @@
 
 use std::ffi::{CStr, CString};
 use std::fs::File;
-use std::io;
+use std::io::{self, IsTerminal};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
 
@@ -30,6 +30,8 @@ pub(super) struct Plan<'a> {
     /// A pipe from which a byte comes once the child is in its cgroup, if that takes its parent.
     pub go: Option<OwnedFd>,
     pub user: Option<UserMap>,
+    /// Whether the container has a process group of its own: see [`own_group`].
+    pub own_group: bool,
     /// Of no use but for its number: there the child opens the root directory, by which the overlay's options name it.
     pub lower: OwnedFd,
     /// Those options.
@@ -70,6 +72,7 @@ impl<'a> Plan<'a> {
             hold: hold.map(|fd| raise(fd.as_raw_fd())).transpose().map_err(descriptor)?,
             go: go.map(|fd| raise(fd.as_raw_fd())).transpose().map_err(descriptor)?,
             user,
+            own_group: own_group(),
             filter: (config.profile == Profile::Default).then(default_filter),
             mode: config.mode,
             root: &config.root_path,
@@ -83,6 +86,14 @@ impl<'a> Plan<'a> {
 /// One number, which is root's inside.
 fn one_line(id: u32) -> CString {
     CString::new(format!("0 {id} 1\n")).unwrap_or_default()
+}
+
+/// Whether the container gets a process group of its own, out of which kill(2) of group 0 does not reach: it knows no PID
+/// namespaces, and would reach the caller. Where a standard stream is a terminal, its keys and job control need the
+/// caller's group.
+pub(super) fn own_group() -> bool {
+    let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
+    !(stdin.is_terminal() || stdout.is_terminal() || stderr.is_terminal())
 }
 
 /// Options of the overlay over the directory that is open at `lower`; in a user namespace with attributes of the kind that

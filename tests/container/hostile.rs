@@ -91,3 +91,15 @@ fn groups_of_a_killed_run_with_limits_are_removed_by_one_without() {
     let left = crate::killed::groups(child.id());
     assert!(left.is_empty(), "{left:?}");
 }
+
+/// Group 0 is that of the sender, whichever PID namespaces its processes are in.
+#[test]
+fn signals_to_the_workloads_group_do_not_reach_the_caller() {
+    const TEST: &str = "signals_to_the_workloads_group_do_not_reach_the_caller";
+    if guest(TEST).is_none() {
+        return;
+    }
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "\"$0\" run --as container -- sh -c 'kill -9 0'; echo $?"]);
+    run(shell.arg(tandem().get_program()), b"", LIMIT).assert(0, "137\n");
+}

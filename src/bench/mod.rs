@@ -18,6 +18,7 @@ mod report_lines;
 pub mod runner;
 pub mod save;
 pub mod schedule;
+mod shell;
 pub mod signals;
 mod spawn;
 pub mod statistics;

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use super::contestant::{Contestant, HOLD_FD, Launch, REPORT_FD, Run, Skip};
 use super::model::{ContestantInfo, Kind};
-use super::workload::{Workload, shell_words};
+use super::shell::shell_words;
+use super::workload::Workload;
 
 pub const NAME: &str = "namespaces";
 pub const MINIMAL: &str = "namespaces-minimal";
@@ -94,7 +95,7 @@ impl Contestant for Namespaces {
             name: if self.minimal { MINIMAL } else { NAME }.into(),
             kind: Kind::Container,
             version: None,
-            command_line: shell_words(&self.args(false)),
+            command_line: shell_words(self.args(false)),
             skipped: None,
             notes,
         }

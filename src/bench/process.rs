@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use super::contestant::{Contestant, Launch, Run, Skip};
 use super::model::{ContestantInfo, Kind};
-use super::workload::{Workload, shell_words};
+use super::shell::shell_words;
+use super::workload::Workload;
 
 pub const NAME: &str = "process";
 /// Bit of CAP_SYS_CHROOT in the sets of /proc/self/status (capability.h).

@@ -11,7 +11,8 @@ use super::attempt::{Terms, attempt};
 use super::contestant::{Contestant, Launch, Run, Skip};
 use super::model::{ContestantInfo, Kind};
 use super::namespaces::{descriptors, memory_option, tandem};
-use super::workload::{Workload, shell_words};
+use super::shell::shell_words;
+use super::workload::Workload;
 
 pub const NAME: &str = "vm";
 /// The same with `--ring3-isolation off`.
@@ -85,7 +86,7 @@ impl Contestant for VirtualMachine {
             name: if self.isolation { NAME } else { NO_ISOLATION }.into(),
             kind: Kind::Vm,
             version: None,
-            command_line: shell_words(&self.args(descriptors(false))),
+            command_line: shell_words(self.args(descriptors(false))),
             skipped: None,
             notes: self.notes.clone(),
         }

@@ -31,6 +31,8 @@ pub enum WorkloadError {
     Root { path: PathBuf, source: io::Error },
     #[error("{command} is not in the root file system {}", root.display())]
     NotFound { command: String, root: PathBuf },
+    #[error("the command's name is empty")]
+    Unnamed,
     #[error("cannot copy this program into memory")]
     Copy(#[source] io::Error),
     #[error("{command} in the root file system {} cannot be executed", root.display())]
@@ -131,6 +133,9 @@ impl Workload {
 /// The program as a path in the root, and its file as a path here.
 fn find(command: &[OsString], root: &Path) -> Result<(PathBuf, PathBuf), WorkloadError> {
     let name = command.first().map(PathBuf::from).unwrap_or_default();
+    if name.as_os_str().is_empty() {
+        return Err(WorkloadError::Unnamed);
+    }
     let shown = || name.display().to_string();
     let candidates = match name.components().count() {
         1 if !name.is_absolute() => std::env::split_paths(PATH).map(|dir| dir.join(&name)).collect(),
@@ -195,19 +200,6 @@ fn is_static(path: &Path) -> io::Result<bool> {
         }
     }
     Ok(true)
-}
-
-/// Words as a shell would take them.
-pub fn shell_words(words: &[OsString]) -> String {
-    let quoted = words.iter().map(|word| {
-        let word = word.to_string_lossy();
-        let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
-        match !word.is_empty() && word.chars().all(plain) {
-            true => word.into_owned(),
-            false => format!("'{}'", word.replace('\'', "'\\''")),
-        }
-    });
-    quoted.collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]

@@ -74,7 +74,8 @@ pub struct BenchArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     runs: Option<u32>,
     /// Rounds before these, which do not
-    #[arg(long, value_name = "N", default_value_t = schedule::WARMUP)]
+    #[arg(long, value_name = "N", default_value_t = schedule::WARMUP,
+        value_parser = clap::value_parser!(u32).range(..=1_000_000))]
     warmup: u32,
     #[command(flatten)]
     exports: Exports,

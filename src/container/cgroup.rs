@@ -13,7 +13,7 @@ mod usage;
 
 pub use error::CgroupError;
 pub use limits::Limits;
-pub use stale::{remove_stale, remove_stale_beside, unique_name};
+pub use stale::{remove_stale, unique_name};
 pub use usage::Usage;
 
 use crate::host::cgroup::{Cgroups, Version};
@@ -196,6 +196,15 @@ impl Group {
         let results = v2.into_iter().chain(v1).map(|part| kill::remove(&part.dir, deadline));
         results.fold(Ok(()), Result::and)
     }
+}
+
+/// Kills whatever is in the group `dir` and removes it with the groups in it, within two seconds. One that is not there is
+/// none that is left.
+///
+/// # Errors
+/// It cannot be removed, or not all processes die.
+pub fn remove(dir: &Path) -> Result<(), CgroupError> {
+    kill::remove(dir, Instant::now() + REMOVED_WITHIN)
 }
 
 impl Drop for Group {

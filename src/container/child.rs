@@ -1,7 +1,8 @@
 //! The child, from clone3 to the execution of `tandem-init`: system calls only, on memory that was prepared before.
 //!
-//! It allocates nothing, formats nothing and takes no lock. Paths in the new root are used only when that is this
-//! process's root: a symbolic link in it leads nowhere else.
+//! It allocates nothing, formats nothing and takes no lock. Whoever made the root directory may be hostile, and may have
+//! put symbolic links where something is to be mounted: to a descriptor of this process, say, which leads to the host. None
+//! is followed before all that is the host's is out of reach.
 
 use std::ffi::CStr;
 use std::io;
@@ -17,12 +18,6 @@ use super::security::{CapSet, drop_capabilities, install, mask_paths, set_no_new
 use super::step::Step;
 use crate::workload::manifest::{HOLD_FD, IN_CONTAINER, MANIFEST_FD, REPORT_FD};
 
-/// Where the root directory is open while an overlay is mounted over it; [`LAYERS`] names it.
-const LOWER_FD: RawFd = 200;
-const LAYERS: &CStr = c"lowerdir=/proc/self/fd/200,upperdir=upper,workdir=work";
-/// In a user namespace, attributes of the kind that users may set.
-const USER_LAYERS: &CStr = c"lowerdir=/proc/self/fd/200,upperdir=upper,workdir=work,userxattr";
-
 const SECURE: c_ulong = libc::MS_NOSUID | libc::MS_NODEV;
 
 /// A step that failed, and its errno.
@@ -35,21 +30,21 @@ type Result<T = ()> = std::result::Result<T, Failure>;
 
 /// Nodes of /dev and their numbers (Documentation/admin-guide/devices.txt).
 const NODES: [(&CStr, u32, u32); 6] = [
-    (c"dev/null", 1, 3),
-    (c"dev/zero", 1, 5),
-    (c"dev/full", 1, 7),
-    (c"dev/random", 1, 8),
-    (c"dev/urandom", 1, 9),
-    (c"dev/tty", 5, 0),
+    (c"null", 1, 3),
+    (c"zero", 1, 5),
+    (c"full", 1, 7),
+    (c"random", 1, 8),
+    (c"urandom", 1, 9),
+    (c"tty", 5, 0),
 ];
 
 /// Symbolic links in /dev: where they lead, and their names.
 const LINKS: [(&CStr, &CStr); 5] = [
-    (c"/proc/self/fd", c"/dev/fd"),
-    (c"/proc/self/fd/0", c"/dev/stdin"),
-    (c"/proc/self/fd/1", c"/dev/stdout"),
-    (c"/proc/self/fd/2", c"/dev/stderr"),
-    (c"pts/ptmx", c"/dev/ptmx"),
+    (c"/proc/self/fd", c"fd"),
+    (c"/proc/self/fd/0", c"stdin"),
+    (c"/proc/self/fd/1", c"stdout"),
+    (c"/proc/self/fd/2", c"stderr"),
+    (c"pts/ptmx", c"ptmx"),
 ];
 
 fn check(step: Step, result: c_int) -> Result<c_int> {
@@ -80,6 +75,10 @@ fn mark(plan: &Plan, mark: Mark) {
 fn prepare(plan: &Plan) -> Result<RawFd> {
     mark(plan, Mark::Begun);
     die_with_parent(plan.parent.as_raw_fd())?;
+    if plan.own_group {
+        // SAFETY: plain system call.
+        check(Step::Parent, unsafe { libc::setpgid(0, 0) })?;
+    }
     place_descriptors(plan)?;
     if let Some(user) = &plan.user {
         // Without that a group could be left that a file denies something.
@@ -90,7 +89,7 @@ fn prepare(plan: &Plan) -> Result<RawFd> {
     mark(plan, Mark::Placed);
     mount(Step::Private, None, c"/", None, libc::MS_REC | libc::MS_PRIVATE, None)?;
     let init = clone_init(plan.init)?;
-    let host = open_directory(Step::Root, c"/")?;
+    let host_dev = open_directory(Step::Nodes, c"/dev")?;
     // SAFETY: plain system call.
     unsafe { libc::umask(0) };
     enter_root(plan)?;
@@ -100,7 +99,7 @@ fn prepare(plan: &Plan) -> Result<RawFd> {
     let pivoted = unsafe { libc::syscall(libc::SYS_pivot_root, c".".as_ptr(), c".".as_ptr()) };
     check(Step::Pivot, pivoted as c_int)?;
     mark(plan, Mark::Pivoted);
-    mount_all(plan, host)?;
+    mount_all(plan, host_dev)?;
     mark(plan, Mark::Mounted);
     // SAFETY: the string ends with NUL.
     check(Step::Detach, unsafe { libc::umount2(c".".as_ptr(), libc::MNT_DETACH) })?;
@@ -237,14 +236,13 @@ fn enter_root(plan: &Plan) -> Result {
     }
     let lower = open_directory(Step::Root, plan.root)?;
     // SAFETY: plain system call.
-    check(Step::Root, unsafe { libc::dup3(lower, LOWER_FD, libc::O_CLOEXEC) })?;
+    check(Step::Root, unsafe { libc::dup3(lower, plan.lower.as_raw_fd(), libc::O_CLOEXEC) })?;
     mount(Step::Memory, Some(c"tandem"), plan.staging, Some(c"tmpfs"), SECURE, Some(c"mode=755"))?;
     change_directory(plan.staging)?;
     for directory in [c"upper", c"work", c"root"] {
-        make_directory(directory, 0o755)?;
+        make_directory(libc::AT_FDCWD, directory)?;
     }
-    let layers = if plan.user.is_some() { USER_LAYERS } else { LAYERS };
-    mount(Step::Overlay, Some(c"tandem"), c"root", Some(c"overlay"), libc::MS_NODEV, Some(layers))?;
+    mount(Step::Overlay, Some(c"tandem"), c"root", Some(c"overlay"), libc::MS_NODEV, Some(&plan.layers))?;
     change_directory(c"root")
 }
 
@@ -268,78 +266,94 @@ fn mount(
     check(step, mounted).map(drop)
 }
 
-/// What is there already is as good, if it is a directory: the mount tells.
-fn make_directory(path: &CStr, mode: libc::mode_t) -> Result {
+/// What is there already is as good.
+fn make_directory(at: RawFd, name: &CStr) -> Result {
     // SAFETY: the path ends with NUL.
-    match check(Step::Directory, unsafe { libc::mkdir(path.as_ptr(), mode) }) {
+    match check(Step::Directory, unsafe { libc::mkdirat(at, name.as_ptr(), 0o755) }) {
         Err(failure) if failure.errno != libc::EEXIST => Err(failure),
         _ => Ok(()),
     }
 }
 
-/// Mounts a file system of this kind on a directory, which is made.
-fn mount_on(step: Step, kind: &CStr, target: &CStr, flags: c_ulong, data: &CStr) -> Result {
-    make_directory(target, 0o755)?;
-    mount(step, Some(kind), target, Some(kind), flags, Some(data))
+/// Opens a directory in that which is open at `at`, and not what a symbolic link of that name leads to.
+fn open_in(at: RawFd, name: &CStr) -> Result<RawFd> {
+    let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_NOFOLLOW | libc::O_CLOEXEC;
+    // SAFETY: the path ends with NUL.
+    check(Step::Directory, unsafe { libc::openat(at, name.as_ptr(), flags) })
 }
 
-/// What programs expect to find mounted. `host` is the old root.
-fn mount_all(plan: &Plan, host: RawFd) -> Result {
+/// Makes a directory in that which is open at `at`, and goes there.
+fn enter(at: RawFd, name: &CStr) -> Result {
+    make_directory(at, name)?;
+    let directory = open_in(at, name)?;
+    // SAFETY: plain system calls; the descriptor is closed once.
+    unsafe {
+        check(Step::Directory, libc::fchdir(directory))?;
+        libc::close(directory);
+    }
+    Ok(())
+}
+
+/// Mounts a file system of this kind on a directory in that which is open at `at`; the directory is made.
+fn mount_on(step: Step, at: RawFd, name: &CStr, kind: &CStr, flags: c_ulong, data: &CStr) -> Result {
+    enter(at, name)?;
+    mount(step, Some(kind), c".", Some(kind), flags, Some(data))
+}
+
+/// What programs expect to find mounted. `host_dev` is the old root's /dev. The current directory is the root's then.
+fn mount_all(plan: &Plan, host_dev: RawFd) -> Result {
+    let root = open_directory(Step::Root, c"/")?;
     let kernel = SECURE | libc::MS_NOEXEC;
-    mount_on(Step::Proc, c"proc", c"/proc", kernel, c"")?;
+    mount_on(Step::Proc, root, c"proc", c"proc", kernel, c"")?;
     // Not to be had in a user namespace where the host's own is not whole: programs do without.
-    make_directory(c"/sys", 0o755)?;
-    let _ = mount(Step::Proc, Some(c"sysfs"), c"/sys", Some(c"sysfs"), kernel | libc::MS_RDONLY, None);
-    mount_on(Step::Dev, c"tmpfs", c"/dev", libc::MS_NOSUID | libc::MS_STRICTATIME, c"mode=755")?;
-    make_nodes(plan, host)?;
+    enter(root, c"sys")?;
+    let _ = mount(Step::Proc, Some(c"sysfs"), c".", Some(c"sysfs"), kernel | libc::MS_RDONLY, None);
+    mount_on(Step::Dev, root, c"dev", c"tmpfs", libc::MS_NOSUID | libc::MS_STRICTATIME, c"mode=755")?;
+    let dev = open_in(root, c"dev")?;
+    for (name, major, minor) in NODES {
+        make_node(plan, host_dev, dev, (name, major, minor))?;
+    }
     for (to, name) in LINKS {
         // SAFETY: both paths end with NUL. The file system is new: nothing is in the way.
-        check(Step::Nodes, unsafe { libc::symlink(to.as_ptr(), name.as_ptr()) })?;
+        check(Step::Nodes, unsafe { libc::symlinkat(to.as_ptr(), dev, name.as_ptr()) })?;
     }
     // A terminal's group is not known in a user namespace.
     let pts = match plan.user {
         None => c"newinstance,gid=5,mode=620,ptmxmode=666",
         Some(_) => c"newinstance,mode=620,ptmxmode=666",
     };
-    mount_on(Step::Pts, c"devpts", c"/dev/pts", libc::MS_NOSUID | libc::MS_NOEXEC, pts)?;
-    mount_on(Step::Tmp, c"tmpfs", c"/dev/shm", SECURE, c"mode=1777")?;
-    mount_on(Step::Tmp, c"tmpfs", c"/run", SECURE, c"mode=755")?;
-    mount_on(Step::Tmp, c"tmpfs", c"/tmp", SECURE, c"mode=1777")
+    mount_on(Step::Pts, dev, c"pts", c"devpts", libc::MS_NOSUID | libc::MS_NOEXEC, pts)?;
+    mount_on(Step::Tmp, dev, c"shm", c"tmpfs", SECURE, c"mode=1777")?;
+    mount_on(Step::Tmp, root, c"run", c"tmpfs", SECURE, c"mode=755")?;
+    mount_on(Step::Tmp, root, c"tmp", c"tmpfs", SECURE, c"mode=1777")?;
+    // SAFETY: plain system call.
+    check(Step::Root, unsafe { libc::fchdir(root) }).map(drop)
 }
 
-/// Makes the nodes, or mounts the host's: without privileges there is no making.
-fn make_nodes(plan: &Plan, host: RawFd) -> Result {
-    let root = if plan.user.is_some() { None } else { Some(open_directory(Step::Nodes, c"/")?) };
-    for (name, major, minor) in NODES {
-        let made = root.is_some_and(|root| {
-            // SAFETY: the path ends with NUL.
-            unsafe {
-                libc::mknodat(root, name.as_ptr(), libc::S_IFCHR | 0o666, libc::makedev(major, minor)) == 0
-            }
-        });
-        if !made {
-            mount_node(host, name)?;
-        }
-    }
-    Ok(())
+/// Makes a node in `dev`, or mounts the host's: without privileges there is no making.
+fn make_node(plan: &Plan, host_dev: RawFd, dev: RawFd, (name, major, minor): (&CStr, u32, u32)) -> Result {
+    let made = plan.user.is_none() && {
+        let number = libc::makedev(major, minor);
+        // SAFETY: the path ends with NUL.
+        unsafe { libc::mknodat(dev, name.as_ptr(), libc::S_IFCHR | 0o666, number) == 0 }
+    };
+    if made { Ok(()) } else { mount_node(host_dev, dev, name) }
 }
 
-/// Mounts a node of the host's; `name` is relative to the old root as well as to the new one.
-fn mount_node(host: RawFd, name: &CStr) -> Result {
+/// Mounts a node of the host's, which has this name in both directories.
+fn mount_node(host_dev: RawFd, dev: RawFd, name: &CStr) -> Result {
     // SAFETY: all paths end with NUL; descriptors are closed once.
     unsafe {
-        let root = open_directory(Step::Nodes, c"/")?;
         let flags = libc::O_CREAT | libc::O_RDONLY | libc::O_NOFOLLOW | libc::O_CLOEXEC;
-        let file = check(Step::Nodes, libc::openat(root, name.as_ptr(), flags, 0o666))?;
+        let file = check(Step::Nodes, libc::openat(dev, name.as_ptr(), flags, 0o666))?;
         libc::close(file);
         let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC;
-        let node = libc::syscall(libc::SYS_open_tree, host, name.as_ptr(), flags);
+        let node = libc::syscall(libc::SYS_open_tree, host_dev, name.as_ptr(), flags);
         let node = check(Step::Nodes, node as c_int)?;
         let flags = libc::MOVE_MOUNT_F_EMPTY_PATH;
-        let moved = libc::syscall(libc::SYS_move_mount, node, c"".as_ptr(), root, name.as_ptr(), flags);
+        let moved = libc::syscall(libc::SYS_move_mount, node, c"".as_ptr(), dev, name.as_ptr(), flags);
         check(Step::Nodes, moved as c_int)?;
         libc::close(node);
-        libc::close(root);
     }
     Ok(())
 }

@@ -2,10 +2,12 @@
 
 use std::ffi::{CString, NulError};
 use std::io;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::sys::stat::{SFlag, fstat};
 use thiserror::Error;
 
 use super::cgroup::Limits;
@@ -66,6 +68,11 @@ pub enum ConfigError {
     /// Limits without that which keeps to them.
     #[error("--memory, --cpus and --pids are limits of a cgroup, which --profile minimal leaves out")]
     LimitsWithoutCgroup,
+    /// A standard stream that would lead out of the container.
+    #[error(
+        "descriptor {0} is a directory, by which the container could reach the host's files: redirect it elsewhere"
+    )]
+    Stream(i32),
     /// A path holds a NUL byte.
     #[error("a path holds a NUL byte")]
     Nul(#[from] NulError),
@@ -129,11 +136,12 @@ impl Config {
     /// Checks what is asked for.
     ///
     /// # Errors
-    /// The root is no directory, or cannot be entered; limits without a cgroup.
+    /// The root is no directory, or cannot be entered; a standard stream is one; limits without a cgroup.
     pub fn new(request: Request) -> Result<Self, ConfigError> {
         if request.profile == Profile::Minimal && request.limits != Limits::default() {
             return Err(ConfigError::LimitsWithoutCgroup);
         }
+        check_streams()?;
         let unusable = |source| ConfigError::Root { path: request.root.clone(), source };
         let root = std::fs::canonicalize(&request.root).map_err(unusable)?;
         if !root.is_dir() {
@@ -162,6 +170,18 @@ impl Config {
         let user = self.rootless.then_some(super::USER_NAMESPACE);
         super::NAMESPACES.into_iter().chain(user).collect()
     }
+}
+
+/// A directory as a standard stream would be the workload's way to all of the host's files.
+fn check_streams() -> Result<(), ConfigError> {
+    let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
+    for stream in [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()] {
+        // One that is closed is none.
+        if fstat(stream).is_ok_and(|stat| SFlag::S_IFMT.bits() & stat.st_mode == SFlag::S_IFDIR.bits()) {
+            return Err(ConfigError::Stream(stream.as_raw_fd()));
+        }
+    }
+    Ok(())
 }
 
 fn c_string(path: &Path) -> Result<CString, NulError> {

@@ -15,7 +15,7 @@ use super::child;
 use super::config::{Config, Profile};
 use super::marks::Marks;
 use super::outcome::{Outcome, Reason};
-use super::plan::Plan;
+use super::plan::{Plan, own_group};
 use super::step::{Step, StepError};
 use crate::host::cgroup::Cgroups;
 use crate::host::signals;
@@ -84,7 +84,7 @@ pub fn run(config: &Config, stamps: &Stamps, supervisor: &Supervisor) -> Result<
     let (reports, report) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).map_err(no("pipe"))?;
     let terminal = Kept::of_stdin();
     drop(preparing);
-    let group = make_group(config)?;
+    let (cgroups, group) = make_group(config)?.unzip();
     let mut child = create(config, &report, supervisor, stamps, group.as_ref(), true)?;
     drop(report);
     let joining = span("put the init into its cgroup");
@@ -92,13 +92,22 @@ pub fn run(config: &Config, stamps: &Stamps, supervisor: &Supervisor) -> Result<
     drop(joining);
     let marks = child.marks.take();
     let Created { pid, pidfd, .. } = child;
-    let mut run = Run { pid, pidfd, reports, signals, stamps, supervisor, records: Records::default() };
+    let mut run = Run {
+        pid,
+        pidfd,
+        reports,
+        signals,
+        stamps,
+        supervisor,
+        records: Records::default(),
+        own_group: own_group(),
+    };
     if joined.is_err() {
         run.signal(libc::SIGKILL);
     }
     // Meanwhile the child is at work.
     let removing = span("remove cgroups that others have left behind");
-    group.iter().for_each(cgroup::remove_stale_beside);
+    cgroups.iter().for_each(cgroup::remove_stale);
     drop(removing);
     let reason = run.wait(config.timeout);
     stamps.stamp(Milestone::Stopped);
@@ -119,8 +128,8 @@ pub fn run(config: &Config, stamps: &Stamps, supervisor: &Supervisor) -> Result<
     Ok(Finished { usage, ..finished })
 }
 
-/// The container's cgroup, if it is to have one.
-fn make_group(config: &Config) -> Result<Option<Group>, LaunchError> {
+/// The hierarchies and the container's cgroup, if it is to have one.
+fn make_group(config: &Config) -> Result<Option<(Cgroups, Group)>, LaunchError> {
     if config.profile == Profile::Minimal {
         return Ok(None);
     }
@@ -128,7 +137,7 @@ fn make_group(config: &Config) -> Result<Option<Group>, LaunchError> {
     let cgroups = Cgroups::detect(Path::new("/"))
         .map_err(|source| LaunchError::Host { what: "list of cgroups", source })?;
     let group = Group::create(&cgroups, &config.limits, &cgroup::unique_name()?)?;
-    Ok(Some(group))
+    Ok(Some((cgroups, group)))
 }
 
 /// The child.
@@ -246,6 +255,8 @@ struct Run<'a> {
     stamps: &'a Stamps,
     supervisor: &'a Supervisor,
     records: Records,
+    /// Keys of a terminal do not reach the container.
+    own_group: bool,
 }
 
 /// Why Tandem itself ends a container.
@@ -312,7 +323,8 @@ impl Run<'_> {
         let mut next = None;
         while let Ok(Some(info)) = self.signals.read_signal() {
             // A key of the terminal is the workload's as well, which may take it for something else than its end.
-            if info.ssi_code == libc::SI_KERNEL || kill.is_some_and(|kill| kill.done) {
+            let is_key = info.ssi_code == libc::SI_KERNEL && !self.own_group;
+            if is_key || kill.is_some_and(|kill| kill.done) {
                 continue;
             }
             let number = info.ssi_signo.cast_signed();

@@ -2,7 +2,7 @@
 
 use std::ffi::{CStr, CString};
 use std::fs::File;
-use std::io;
+use std::io::{self, IsTerminal};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
 
@@ -34,6 +34,12 @@ pub(super) struct Plan<'a> {
     /// Where to say when it was at which step, if anybody wants to know.
     pub marks: Option<Marks>,
     pub user: Option<UserMap>,
+    /// Whether the container has a process group of its own: see [`own_group`].
+    pub own_group: bool,
+    /// Of no use but for its number: there the child opens the root directory, by which the overlay's options name it.
+    pub lower: OwnedFd,
+    /// Those options.
+    pub layers: CString,
     /// The seccomp filter; without one no paths are masked either.
     pub filter: Option<Vec<libc::sock_filter>>,
     pub mode: RootMode,
@@ -60,7 +66,10 @@ impl<'a> Plan<'a> {
             uid: one_line(nix::unistd::geteuid().as_raw()),
             gid: one_line(nix::unistd::getegid().as_raw()),
         });
+        let lower = raise(report.as_raw_fd()).map_err(descriptor)?;
         Ok(Self {
+            layers: layers(lower.as_raw_fd(), config.rootless),
+            lower,
             parent: this_process().map_err(|error| (Step::Parent, error))?,
             report: raise(report.as_raw_fd()).map_err(descriptor)?,
             manifest: manifest(&config.manifest).map_err(descriptor)?,
@@ -68,6 +77,7 @@ impl<'a> Plan<'a> {
             go: go.map(|fd| raise(fd.as_raw_fd())).transpose().map_err(descriptor)?,
             marks: trace::recorder().filter(|recorder| recorder.has_timeline()).and_then(|_| Marks::new()),
             user,
+            own_group: own_group(),
             filter: (config.profile == Profile::Default).then(default_filter),
             mode: config.mode,
             root: &config.root_path,
@@ -81,6 +91,22 @@ impl<'a> Plan<'a> {
 /// One number, which is root's inside.
 fn one_line(id: u32) -> CString {
     CString::new(format!("0 {id} 1\n")).unwrap_or_default()
+}
+
+/// Whether the container gets a process group of its own, out of which kill(2) of group 0 does not reach: it knows no PID
+/// namespaces, and would reach the caller. Where a standard stream is a terminal, its keys and job control need the
+/// caller's group.
+pub(super) fn own_group() -> bool {
+    let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
+    !(stdin.is_terminal() || stdout.is_terminal() || stderr.is_terminal())
+}
+
+/// Options of the overlay over the directory that is open at `lower`; in a user namespace with attributes of the kind that
+/// users may set.
+fn layers(lower: RawFd, rootless: bool) -> CString {
+    let attributes = if rootless { ",userxattr" } else { "" };
+    let layers = format!("lowerdir=/proc/self/fd/{lower},upperdir=upper,workdir=work{attributes}");
+    CString::new(layers).unwrap_or_default()
 }
 
 /// A copy of a descriptor, above those that the child uses.

@@ -112,7 +112,7 @@ impl Step {
             Self::Overlay => "mount an overlay over the root directory",
             Self::Bind => "mount the root directory",
             Self::Pivot => "change the root",
-            Self::Directory => "make a directory to mount on in the root",
+            Self::Directory => "make and enter a directory to mount on in the root",
             Self::Proc => "mount /proc",
             Self::Dev => "mount /dev",
             Self::Nodes => "make the devices in /dev",
@@ -155,6 +155,9 @@ impl Step {
             (Self::Init, libc::ENOENT) => "; build the guest again with ./scripts/build-guest",
             (Self::Init | Self::Execute, libc::EACCES) if rootless => {
                 "; this user cannot read the guest's files: build them for this user, or set TANDEM_CACHE"
+            }
+            (Self::Directory, libc::ENOTDIR) => {
+                "; /proc, /sys, /dev, /run and /tmp must be directories there, and no symbolic links"
             }
             (Self::Init | Self::ReadOnly, libc::ENOSYS) => "; this needs Linux 5.12",
             (Self::Overlay, libc::ENODEV) => {

@@ -1,8 +1,10 @@
 //! Processes by an identity that is never used again: a number and when it started.
 
-use std::fmt::Display;
 use std::{fs, io};
 
+use nix::errno::Errno;
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
 use thiserror::Error;
 
 /// A process, living or dead.
@@ -26,7 +28,8 @@ impl Identity {
     /// There is no /proc.
     pub fn own() -> Result<Self, IdentityError> {
         let pid = std::process::id();
-        let started = started("self").map_err(IdentityError)?;
+        let stat = fs::read_to_string("/proc/self/stat").map_err(IdentityError)?;
+        let started = start_time(&stat).ok_or(IdentityError(io::ErrorKind::InvalidData.into()))?;
         Ok(Self { pid, started })
     }
 
@@ -41,21 +44,34 @@ impl Identity {
         Some(Self { pid: parts.next()?.parse().ok()?, started: parts.next()?.parse().ok()? })
     }
 
-    /// Whether the process still exists. Where that cannot be told, it does.
+    /// Whether the process still does anything. Where that cannot be told, it does.
     pub fn lives(self) -> bool {
-        match started(self.pid) {
-            Ok(started) => started == self.started,
-            Err(error) => error.kind() != io::ErrorKind::NotFound,
+        match fs::read_to_string(format!("/proc/{}/stat", self.pid)) {
+            // A zombie will do nothing more.
+            Ok(stat) => !is_dead(&stat) && start_time(&stat).is_none_or(|started| started == self.started),
+            // Its directory may be hidden from us (hidepid).
+            Err(_) => exists(self.pid),
         }
     }
 }
 
-fn started(pid: impl Display) -> io::Result<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The name, in parentheses, may have blanks and parentheses itself; after it comes field 3.
-    let (_, fields) = stat.rsplit_once(')').ok_or(io::ErrorKind::InvalidData)?;
-    let field = fields.split_ascii_whitespace().nth(19).ok_or(io::ErrorKind::InvalidData)?;
-    field.parse().map_err(|_| io::ErrorKind::InvalidData.into())
+/// Whether there is a process of this number.
+fn exists(pid: u32) -> bool {
+    let Ok(pid) = i32::try_from(pid) else { return false };
+    !matches!(kill(Pid::from_raw(pid), None), Err(Errno::ESRCH))
+}
+
+/// The fields behind the name, which is in parentheses and may have blanks and parentheses itself: the first is the third.
+fn fields(stat: &str) -> Option<impl Iterator<Item = &str>> {
+    Some(stat.rsplit_once(')')?.1.split_ascii_whitespace())
+}
+
+fn start_time(stat: &str) -> Option<u64> {
+    fields(stat)?.nth(22 - 3)?.parse().ok()
+}
+
+fn is_dead(stat: &str) -> bool {
+    fields(stat).and_then(|mut fields| fields.next()).is_some_and(|state| matches!(state, "Z" | "X" | "x"))
 }
 
 #[cfg(test)]
@@ -68,6 +84,30 @@ mod tests {
         assert!(own.lives());
         assert!(!Identity { started: own.started + 1, ..own }.lives());
         assert!(!Identity { pid: u32::MAX, ..own }.lives());
+    }
+
+    #[test]
+    fn a_process_that_has_ended_is_dead_even_before_it_is_reaped() {
+        let mut child = std::process::Command::new("/bin/true").spawn().unwrap();
+        let stat = fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap();
+        let identity = Identity { pid: child.id(), started: start_time(&stat).unwrap() };
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        while identity.lives() {
+            assert!(std::time::Instant::now() < deadline, "{stat}");
+            std::thread::yield_now();
+        }
+        child.wait().unwrap();
+        assert!(!identity.lives());
+    }
+
+    #[test]
+    fn fields_are_behind_any_name() {
+        let stat = |name: &str| format!("42 ({name}) S 1 {} 777 8 9", vec!["0"; 17].join(" "));
+        for name in ["sh", "a) S 1 2 (b", "(((", "x y"] {
+            assert_eq!(start_time(&stat(name)), Some(777), "{name}");
+        }
+        assert_eq!(start_time("42 (sh) S 1 2"), None);
+        assert!(is_dead("42 (S) Z 1") && !is_dead("42 (Z) S 1"));
     }
 
     #[test]

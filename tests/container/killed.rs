@@ -27,7 +27,7 @@ fn processes(mark: &str) -> Vec<PathBuf> {
 }
 
 /// Control groups of this process.
-fn groups(pid: u32) -> Vec<PathBuf> {
+pub fn groups(pid: u32) -> Vec<PathBuf> {
     let prefix = format!("tandem-{pid}-");
     let (mut found, mut level) = (Vec::new(), vec![PathBuf::from("/sys/fs/cgroup")]);
     for _ in 0..6 {

@@ -283,7 +283,11 @@ impl<'a> Watch<'a> {
             return Some(Failure::Silent);
         }
         if self.terms.measure != Measure::No && attempt.memory.is_none() {
-            return Some(self.memory_failure.take().map_or(Failure::NotHeld, Failure::Memory));
+            let unread = match self.terms.measure {
+                Measure::Polled(_) => Failure::Memory(io::Error::other("it ended before")),
+                _ => Failure::NotHeld,
+            };
+            return Some(self.memory_failure.take().map_or(unread, Failure::Memory));
         }
         None
     }

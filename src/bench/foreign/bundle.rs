@@ -1,6 +1,8 @@
 //! An OCI bundle: `config.json` of the runtime specification, with the confinement that `runc spec` proposes.
 //! <https://github.com/opencontainers/runtime-spec/blob/v1.0.2/config.md>
 
+use std::ffi::OsString;
+
 use serde_json::{Value, json};
 
 use super::Task;
@@ -28,9 +30,16 @@ const CAPABILITIES: [&str; 14] = [
 
 const NAMESPACES: [&str; 6] = ["pid", "network", "ipc", "uts", "mount", "cgroup"];
 
+/// Whether `config.json`, which is UTF-8, can say what is to be run.
+pub fn can_tell(task: &Task) -> bool {
+    let variables = task.env.iter().flat_map(|(name, value)| [name, value]);
+    let mut words = task.command.iter().chain(variables).map(OsString::as_os_str);
+    words.all(|word| word.to_str().is_some()) && task.root.to_str().is_some()
+}
+
 /// `config.json` of a container. The cgroup is `cgroup`, an absolute path within the hierarchies.
 pub fn config(task: &Task, cgroup: &str) -> Value {
-    let text = |word: &std::ffi::OsString| word.to_string_lossy().into_owned();
+    let text = |word: &OsString| word.to_string_lossy().into_owned();
     let env: Vec<_> =
         task.env.iter().map(|(name, value)| format!("{}={}", text(name), text(value))).collect();
     let namespaces = NAMESPACES.map(|kind| json!({ "type": kind }));
@@ -104,6 +113,9 @@ mod tests {
             cpus: None,
             memory: None,
         };
+        assert!(can_tell(&task));
+        let odd = std::os::unix::ffi::OsStringExt::from_vec(vec![0xff]);
+        assert!(!can_tell(&Task { command: vec![odd], ..task.clone() }));
         let plain = config(&task, "/tandem-1-2/x");
         assert_eq!(plain["process"]["args"], json!(["/bin/echo", "a b"]));
         assert_eq!(plain["process"]["env"], json!(["PATH=/bin"]));

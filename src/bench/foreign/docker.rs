@@ -51,15 +51,15 @@ impl Docker {
     }
 
     /// Removes containers and images with this value of the label.
-    fn remove_labelled(&self) {
+    fn remove_labelled(&self) -> Result<(), tool::ToolError> {
         let filter = format!("label={LABEL}={}", self.common.site.label);
-        let listed = |args: &[&str]| self.call(args).unwrap_or_default();
-        for id in listed(&["ps", "--all", "--quiet", "--filter", &filter]).lines() {
-            let _ = self.call(&["rm", "--force", id]);
+        for id in self.call(&["ps", "--all", "--quiet", "--filter", &filter])?.lines() {
+            self.call(&["rm", "--force", id])?;
         }
-        for id in listed(&["images", "--quiet", "--filter", &filter]).lines() {
-            let _ = self.call(&["rmi", "--force", id]);
+        for id in self.call(&["images", "--quiet", "--filter", &filter])?.lines() {
+            self.call(&["rmi", "--force", id])?;
         }
+        Ok(())
     }
 
     /// The root file system goes through tar into the daemon.
@@ -106,6 +106,9 @@ impl Contestant for Docker {
         self.common.version.as_ref().map_err(|why| {
             Skip(format!("docker's daemon does not answer ({why}): start it, or set DOCKER_HOST"))
         })?;
+        let site = &self.common.site;
+        site.note_daemon(true)
+            .map_err(|error| Skip(format!("cannot write in {}: {error}", site.dir.display())))?;
         self.import()
     }
 
@@ -126,9 +129,57 @@ impl Contestant for Docker {
     }
 
     fn finish(&mut self) {
-        // An import that failed half-way has left no image.
-        if self.common.version.is_ok() {
-            self.remove_labelled();
+        // An import that failed half-way has left no image. Where the daemon does not answer, the next bench will ask again.
+        if self.common.version.is_ok() && self.remove_labelled().is_ok() {
+            let _ = self.common.site.note_daemon(false);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+    use std::path::Path;
+
+    use crate::bench::foreign::site::Site;
+    use crate::bench::foreign::{Task, container};
+    use crate::host::runtimes::Program;
+
+    /// A docker whose daemon answers while there is a file `up`, and has one image.
+    fn docker(dir: &Path) -> Program {
+        let script = format!(
+            "#!/bin/sh\ncd {}; [ -e up ] || exit 1\ncase $1 in import) cat >/dev/null; echo i >image;; images) cat image \
+             2>/dev/null;; rmi) rm image;; esac\nexit 0\n",
+            dir.display()
+        );
+        let path = dir.join("docker");
+        fs::write(&path, script).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        Program { name: "docker", path, version: Ok("1".into()) }
+    }
+
+    #[test]
+    fn an_image_is_remembered_until_the_daemon_has_removed_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (up, image) = (dir.path().join("up"), dir.path().join("image"));
+        let program = docker(dir.path());
+        let root = dir.path().join("root");
+        fs::create_dir(&root).unwrap();
+        fs::write(&up, "").unwrap();
+        let task = Task { command: Vec::new(), env: Vec::new(), root, cpus: None, memory: None };
+        let site = Site { dir: dir.path().join("site"), label: "tandem-1-0".into() };
+        let mut contestant = container("docker", &program, &task, &site).unwrap();
+        contestant.prepare().map_err(|skip| skip.0).unwrap();
+        assert!(image.exists());
+        // Nobody answers at the end.
+        fs::remove_file(&up).unwrap();
+        contestant.finish();
+        site.remove();
+        assert!(image.exists() && site.dir.exists());
+        fs::write(&up, "").unwrap();
+        contestant.finish();
+        site.remove();
+        assert!(!image.exists() && !site.dir.exists());
     }
 }

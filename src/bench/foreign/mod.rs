@@ -93,6 +93,7 @@ pub fn remove_stale(parent: &Path, programs: &[Program]) {
         site.unmount_below(&site.dir);
         site.remove();
     }
+    site::remove_empty_cgroups();
 }
 
 /// What every adapter has.

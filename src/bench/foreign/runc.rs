@@ -88,6 +88,11 @@ impl Contestant for Runc {
             return Err(Skip(format!("{} needs root", self.common.name)));
         }
         self.common.version.as_ref().map_err(|why| Skip(why.clone()))?;
+        if !bundle::can_tell(&self.common.task) {
+            return Err(Skip(
+                "its configuration can hold no text but UTF-8, which this command or root is not".into(),
+            ));
+        }
         if self.cgroups == Cgroups::HideUnified {
             let hide = |error| Skip(format!("cannot hide the cgroup v2 hierarchy from it: {error}"));
             self.mount_namespace = without_unified().map_err(hide)?.map(Arc::new);

@@ -7,8 +7,12 @@ use std::{fs, io};
 
 use nix::mount::{MntFlags, umount2};
 
+use crate::container::cgroup;
 use crate::host::mountinfo;
 use crate::host::process::{Identity, IdentityError};
+
+/// File that tells that a daemon holds something.
+const DAEMON_NOTE: &str = "daemon";
 
 /// The place of one bench.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,12 +52,28 @@ impl Site {
         std::env::vars_os().collect()
     }
 
-    /// Removes the bench's cgroup in all hierarchies, with those that runtimes have made in it; they must be empty.
+    /// Removes the bench's cgroup in all hierarchies, with those that runtimes have made in it, and kills what a runtime that
+    /// was killed itself has left there.
     pub fn remove_cgroups(&self) {
-        for mount in mountinfo::read(Path::new("/")).unwrap_or_default() {
-            if matches!(mount.fs_type.as_str(), "cgroup" | "cgroup2") {
-                remove_groups(&mount.mount_point.join(&self.label));
-            }
+        for group in self.cgroups() {
+            // What cannot be removed keeps the place: see [`Self::remove`].
+            let _ = cgroup::remove(&group);
+        }
+    }
+
+    fn cgroups(&self) -> impl Iterator<Item = PathBuf> {
+        hierarchies().map(|top| top.join(&self.label)).filter(|group| group.is_dir())
+    }
+
+    /// Notes that a daemon holds something of this bench, or no longer.
+    ///
+    /// # Errors
+    /// The note cannot be made or removed.
+    pub fn note_daemon(&self, holds: bool) -> io::Result<()> {
+        let note = self.dir.join(DAEMON_NOTE);
+        match holds {
+            true => fs::create_dir_all(&self.dir).and_then(|()| fs::write(note, "")),
+            false => fs::remove_file(note),
         }
     }
 
@@ -66,20 +86,42 @@ impl Site {
         }
     }
 
-    /// Removes the directory and what is in it. What cannot be removed is tried again by the next bench.
+    /// Removes the directory and what is in it; not while something else is left, which the next bench finds by it: a
+    /// cgroup, or what a daemon holds that did not answer. What cannot be removed is tried again by the next bench.
     pub fn remove(&self) {
-        let _ = fs::remove_dir_all(&self.dir);
+        if self.cgroups().next().is_none() && !self.dir.join(DAEMON_NOTE).exists() {
+            let _ = fs::remove_dir_all(&self.dir);
+        }
     }
 }
 
-/// Removes a cgroup and those in it. Only an empty directory of groups is removed, so nothing else can be lost.
-fn remove_groups(group: &Path) {
+/// Removes empty cgroups of benches that have died, of which nothing else may be left: a runtime that outlived its bench for
+/// a moment has made them after the next bench had looked.
+pub fn remove_empty_cgroups() {
+    for entry in hierarchies().flat_map(fs::read_dir).flatten().flatten() {
+        let Ok(name) = entry.file_name().into_string() else { continue };
+        if Identity::from_label(&name).is_some_and(|owner| owner.label() == name && !owner.lives()) {
+            remove_empty(&entry.path());
+        }
+    }
+}
+
+/// Removes a cgroup and those in it. One that has processes stays.
+fn remove_empty(group: &Path) {
     for entry in fs::read_dir(group).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove_groups(&entry.path());
+            remove_empty(&entry.path());
         }
     }
     let _ = fs::remove_dir(group);
+}
+
+/// Where cgroup hierarchies are mounted.
+fn hierarchies() -> impl Iterator<Item = PathBuf> {
+    let mounts = mountinfo::read(Path::new("/")).unwrap_or_default().into_iter();
+    mounts
+        .filter(|mount| matches!(mount.fs_type.as_str(), "cgroup" | "cgroup2"))
+        .map(|mount| mount.mount_point)
 }
 
 /// Why there is no place for state.
@@ -96,6 +138,18 @@ pub enum SiteError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_place_stays_while_a_daemon_holds_something() {
+        let parent = tempfile::tempdir().unwrap();
+        let site = Site { dir: parent.path().join("x"), label: "x".into() };
+        site.note_daemon(true).unwrap();
+        site.remove();
+        assert!(site.dir.exists());
+        site.note_daemon(false).unwrap();
+        site.remove();
+        assert!(!site.dir.exists());
+    }
 
     #[test]
     fn only_places_of_the_dead_are_stale() {

@@ -27,6 +27,7 @@ fn a_command_is_looked_up_in_its_root() {
     assert!(!found.is_static());
     assert_eq!(workload(root.path(), "bin/tool").unwrap().program, Path::new("/bin/tool"));
     assert!(matches!(workload(root.path(), "sh"), Err(WorkloadError::NotFound { .. })));
+    assert!(matches!(workload(root.path(), ""), Err(WorkloadError::Unnamed)));
     assert!(matches!(workload(root.path(), "/etc/text"), Err(WorkloadError::NotExecutable { .. })));
     fs::create_dir(root.path().join(".tandem")).unwrap();
     fs::write(root.path().join(".tandem/applets"), "cat\nrare\n").unwrap();
@@ -41,13 +42,6 @@ fn without_root_and_guest_there_is_nothing_to_run() {
     let dir = tempfile::tempdir().unwrap();
     let error = Workload::new(vec!["sh".into()], None, &Paths::in_cache(dir.path())).unwrap_err();
     assert!(matches!(error, WorkloadError::NoRoot(_)), "{error}");
-}
-
-#[test]
-fn words_come_back_out_of_a_shell() {
-    let words = ["echo", "it's", "", "a b", "$HOME", "x=1"].map(OsString::from);
-    let line = shell_words(&words);
-    assert_eq!(line, "echo 'it'\\''s' '' 'a b' '$HOME' x=1");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What can go wrong with control groups.
 
 use crate::host::cgroup::Version;
+use crate::host::process::IdentityError;
 use std::io;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
@@ -44,8 +45,10 @@ pub enum CgroupError {
     Remove { dir: PathBuf, source: io::Error },
     #[error("cgroup {} is still in use by {pids:?}, which do not die: look at them with ps, then rmdir it", dir.display())]
     Busy { dir: PathBuf, pids: Vec<libc::pid_t> },
-    #[error("cannot read {path}")]
-    Owner { path: &'static str, source: io::Error },
+    #[error(transparent)]
+    Owner(#[from] IdentityError),
+    #[error("cannot read /proc/self/ns/pid: mount /proc")]
+    Namespace(#[source] io::Error),
 }
 
 impl CgroupError {

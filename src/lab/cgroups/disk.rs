@@ -85,7 +85,7 @@ impl Group {
             device(file).map_err(LabError::host("find the disk of the lab's files (it has to be one)"))?;
         let cgroups = Cgroups::detect(Path::new("/")).map_err(LabError::host("find the cgroups"))?;
         // What a lab that was killed has left; only that would be in nobody's way either.
-        let _ = remove_stale(&cgroups);
+        remove_stale(&cgroups);
         let (parent, version) = parent(&cgroups).ok_or_else(|| LabError::Missing {
             what: "the host".into(),
             key: "cgroup whose children have the io controller".into(),

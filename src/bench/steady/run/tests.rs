@@ -142,7 +142,8 @@ fn a_program_that_does_not_do_its_work_has_failed() {
 #[test]
 fn a_load_that_cannot_be_made_is_told_and_the_rest_goes_on() {
     let unable = r#"echo '{"event":"unable","load":"process","error":"no"}';"#;
-    let script = format!("{HELLO} {unable} {} {DONE}", load("0.05", 50_000_000));
+    // Long enough for a busy host to look in time.
+    let script = format!("{HELLO} {unable} {} {DONE}", load("0.5", 500_000_000));
     let results = run(vec![mock("a", &script)], &plan(1), None, &mut Silent);
     let loads = &results.samples[0].loads;
     assert_eq!(results.samples[0].failure, None);

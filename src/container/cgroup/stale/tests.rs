@@ -6,29 +6,15 @@ fn names_tell_the_owner() {
     let (first, second) = (unique_name().unwrap(), unique_name().unwrap());
     assert_ne!(first, second);
     let owner = parse(&first).unwrap();
-    assert_eq!(owner.pid, std::process::id().cast_signed());
+    assert_eq!(owner.process, Identity::own().unwrap());
     assert_eq!(owner.namespace, Some(namespace().unwrap()));
     assert!(!is_gone(owner, namespace().unwrap()));
     // The number is in use, by another process than the owner.
-    assert!(is_gone(Owner { start: owner.start + 1, ..owner }, namespace().unwrap()));
+    let other = Identity { started: owner.process.started + 1, ..owner.process };
+    assert!(is_gone(Owner { process: other, ..owner }, namespace().unwrap()));
     // In another namespace nothing is known.
-    let elsewhere = Owner { namespace: Some(1), start: 0, ..owner };
+    let elsewhere = Owner { namespace: Some(1), process: other };
     assert!(!is_gone(elsewhere, namespace().unwrap()));
-}
-
-#[test]
-fn an_owner_that_has_ended_is_gone_even_before_it_is_reaped() {
-    let mut child = std::process::Command::new("/bin/true").spawn().unwrap();
-    let pid = child.id().cast_signed();
-    let stat = format!("/proc/{pid}/stat");
-    let owner = Owner { pid, start: start_time(&read_to_string(&stat).unwrap()).unwrap(), namespace: None };
-    let deadline = Instant::now() + REMOVED_WITHIN;
-    while !is_gone(owner, 0) {
-        assert!(Instant::now() < deadline, "{}", read_to_string(&stat).unwrap());
-        std::thread::yield_now();
-    }
-    child.wait().unwrap();
-    assert!(is_gone(owner, 0));
 }
 
 #[test]
@@ -50,52 +36,30 @@ fn other_names_are_nobodys() {
     ] {
         assert_eq!(parse(name), None, "{name}");
     }
-    assert_eq!(parse("tandem-7-9"), Some(Owner { pid: 7, start: 9, namespace: None }));
-    assert_eq!(parse("tandem-7-9-5-0"), Some(Owner { pid: 7, start: 9, namespace: Some(5) }));
+    let process = Identity { pid: 7, started: 9 };
+    assert_eq!(parse("tandem-7-9"), Some(Owner { process, namespace: None }));
+    assert_eq!(parse("tandem-7-9-5-0"), Some(Owner { process, namespace: Some(5) }));
 }
 
 #[test]
-fn the_start_time_is_behind_any_name() {
-    let stat = |name: &str| format!("42 ({name}) S 1 {} 777 8 9", vec!["0"; 17].join(" "));
-    for name in ["sh", "a) S 1 2 (b", "(((", "x y"] {
-        assert_eq!(start_time(&stat(name)), Some(777), "{name}");
+fn the_groups_of_the_dead_alone_are_removed() {
+    let parent = tempfile::tempdir().unwrap();
+    let own = unique_name().unwrap();
+    let dead = format!("tandem-{}-0", std::process::id());
+    for dir in [dead.as_str(), &format!("{dead}-1-0"), &own, "other", "tandem-x"] {
+        std::fs::create_dir_all(parent.path().join(dir).join("inside")).unwrap();
     }
-    assert_eq!(start_time("42 (sh) S 1 2"), None);
-    assert!(is_dead("42 (S) Z 1") && !is_dead("42 (Z) S 1"));
-}
-
-#[test]
-fn finds_the_groups_of_the_dead_alone() {
-    let root = tempfile::tempdir().unwrap();
-    for dir in
-        ["tandem-1-1", "a/tandem-2-2-3-0/inside", "a/b/tandem-3-3", "tandem-4-4/tandem-1-1", "tandem-x"]
-    {
-        std::fs::create_dir_all(root.path().join(dir)).unwrap();
-    }
-    std::fs::write(root.path().join("tandem-1-9"), "a file").unwrap();
-    let mut found = find(root.path(), |owner| owner.pid < 3);
-    found.sort();
-    assert_eq!(found, [root.path().join("a/tandem-2-2-3-0"), root.path().join("tandem-1-1")]);
-}
-
-#[test]
-fn the_top_is_the_highest_group() {
-    let root = tempfile::tempdir().unwrap();
-    let group = root.path().join("a/b");
-    std::fs::create_dir_all(&group).unwrap();
-    for dir in [&group, &root.path().join("a")] {
-        std::fs::write(dir.join("cgroup.procs"), "").unwrap();
-    }
-    assert_eq!(top(&group), root.path().join("a"));
-    assert_eq!(top(root.path()), root.path());
+    std::fs::write(parent.path().join(format!("{dead}1")), "a file").unwrap();
+    remove_below(parent.path(), namespace().unwrap());
+    assert!(!parent.path().join(&dead).exists());
+    assert_eq!(std::fs::read_dir(parent.path()).unwrap().count(), 5);
 }
 
 proptest! {
     #[test]
-    fn any_name_is_read_without_harm(name in "tandem-[-0-9a]{0,30}|.{0,20}", stat in "[0-9() SZ]{0,60}") {
+    fn any_name_is_read_without_harm(name in "tandem-[-0-9a]{0,30}|.{0,20}") {
         if let Some(owner) = parse(&name) {
-            prop_assert!(owner.pid > 0);
+            prop_assert!(owner.process.pid > 0);
         }
-        let _ = (start_time(&stat), is_dead(&stat));
     }
 }

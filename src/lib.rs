@@ -1,6 +1,6 @@
 //! Tandem: a lightweight virtual machine monitor on KVM.
 //!
-//! The rooms, from the top down; each may use those below it: `cli`, `report`, `bench`, `container`,
+//! The rooms, from the top down; each may use those below it: `cli`, `lab`, `report`, `bench`, `container`,
 //! `machine`, `ring3`, `devices`, `arch`, `hypervisor`, `workload`, `milestone`, `host`. See `docs/architecture.md`.
 
 pub mod arch;
@@ -10,6 +10,7 @@ pub mod container;
 pub mod devices;
 pub mod host;
 pub mod hypervisor;
+pub mod lab;
 pub mod machine;
 pub mod milestone;
 pub mod report;

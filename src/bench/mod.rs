@@ -8,7 +8,7 @@ pub mod environment;
 #[cfg(test)]
 pub mod fixture;
 pub mod foreign;
-mod memory;
+pub mod memory;
 pub mod model;
 pub mod namespaces;
 pub mod process;

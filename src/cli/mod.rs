@@ -3,6 +3,7 @@
 mod bench;
 mod doctor;
 mod image;
+mod lab;
 mod log;
 mod run;
 mod units;
@@ -50,6 +51,9 @@ enum Command {
     /// Measure what the same command costs as a process, in containers and in virtual machines
     #[command(after_help = bench::EXIT_CODES)]
     Bench(Box<bench::BenchArgs>),
+    /// Show live what containers and virtual machines are, and where they differ
+    #[command(after_help = lab::EXIT_CODES)]
+    Lab(lab::LabArgs),
     /// Show the guests that are built, and make disk images
     Image(image::ImageArgs),
     /// Tell what this host can do, and what to do about what it cannot
@@ -75,6 +79,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
     match cli.command {
         Command::Run(args) => run::run(*args, kvm, began),
         Command::Bench(args) => bench::run(&args),
+        Command::Lab(args) => lab::run(&args),
         Command::Image(args) => image::run(&args),
         Command::Doctor(args) => doctor::run(&args),
     }

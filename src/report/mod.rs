@@ -15,7 +15,7 @@ mod page;
 mod sheet;
 pub mod steady;
 pub mod table;
-mod text;
+pub mod text;
 
 use thiserror::Error;
 

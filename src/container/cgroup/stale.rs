@@ -38,12 +38,13 @@ pub fn unique_name() -> Result<String, CgroupError> {
     Ok(format!("{PREFIX}{}-{start}-{namespace}-{number}", std::process::id()))
 }
 
-/// Removes groups whose owner no longer lives, with the processes in them, in the hierarchies that [`super::Group`] uses.
+/// Removes groups whose owner no longer lives, with the processes in them, in the hierarchies that [`super::Group`] and the
+/// lab use.
 /// Returns how many. Walks all groups of the host that can be seen. Those that other users left are passed by.
 pub fn remove_stale(cgroups: &Cgroups) -> Result<usize, CgroupError> {
     let namespace = namespace().map_err(|source| CgroupError::Owner { path: "/proc/self/ns/pid", source })?;
     let used = |controllers: &[String]| {
-        controllers.iter().any(|c| ["memory", "cpu", "cpuacct", "pids"].contains(&c.as_str()))
+        controllers.iter().any(|c| ["memory", "cpu", "cpuacct", "pids", "blkio"].contains(&c.as_str()))
     };
     let hierarchies = cgroups.hierarchies.iter();
     let mut tops: Vec<PathBuf> = hierarchies

@@ -147,11 +147,11 @@ fn every_demonstration_ends_in_time_and_leaves_nothing() {
         assert_eq!(wait(&mut child, LIMIT), Some(0), "{name}");
         let output = child.wait_with_output().expect("its output");
         let text = String::from_utf8_lossy(&output.stdout);
-        assert!(text.contains("=> "), "{name} concludes:\n{text}");
+        let kvm = Path::new("/dev/kvm").exists();
+        assert!(text.contains("=> ") || !kvm, "{name} concludes:\n{text}");
         assert!(!text.contains("NOT so here"), "{name}:\n{text}");
         let absent: Vec<_> = text.lines().filter(|line| line.starts_with("-- ")).collect();
-        let excused =
-            |line: &&str| line.contains("how it is made to wait") || !Path::new("/dev/kvm").exists();
+        let excused = |line: &&str| line.contains("how it is made to wait") || !kvm;
         assert!(absent.iter().all(excused), "{name}:\n{text}");
         before.assert_nothing_left(Some(pid));
     }

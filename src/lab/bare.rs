@@ -59,6 +59,11 @@ impl BareVm {
     /// # Errors
     /// There is no KVM, or it refuses something.
     pub fn new(ranges: &[(GuestAddress, usize)], apic: Apic) -> Result<Self, LabError> {
+        Self::new_for(RUN_WITHIN, ranges, apic)
+    }
+
+    /// Makes it to run no longer than this.
+    fn new_for(within: Duration, ranges: &[(GuestAddress, usize)], apic: Apic) -> Result<Self, LabError> {
         let hypervisor = KvmHypervisor::open().map_err(|error| {
             let what = "use KVM, which runs the guest (`tandem doctor` says what to do about it)";
             LabError::host(what)(io::Error::other(error))
@@ -80,7 +85,7 @@ impl BareVm {
         let processor = CpuidConfig { vcpus: 1, tsc_deadline_timer: false, hypercalls: false };
         let supported = hypervisor.supported_cpuid().map_err(refused)?;
         vcpu.set_cpuid(&guest_cpuid(&supported, &processor)).map_err(refused)?;
-        let watchdog = Watchdog::start(Kicker::new(&vcpu)?)?;
+        let watchdog = Watchdog::start(Kicker::new(&vcpu)?, within)?;
         Ok(Self { watchdog, vcpu, vm, memory })
     }
 
@@ -114,7 +119,7 @@ impl BareVm {
             let kicker = &self.watchdog.kicker;
             kicker.interrupter.clear();
             if self.watchdog.expired.load(Ordering::Acquire) {
-                return Err(LabError::Slow { what: "the guest".into(), within: RUN_WITHIN });
+                return Err(LabError::Slow { what: "the guest".into(), within: self.watchdog.within });
             }
             // Signals that are none of ours interrupt it too.
             if kicker.kicked.swap(false, Ordering::AcqRel) {
@@ -235,6 +240,7 @@ impl Kicker {
 /// A thread that ends a run which takes too long.
 struct Watchdog {
     kicker: Kicker,
+    within: Duration,
     expired: Arc<AtomicBool>,
     /// Dropped to end the thread.
     alive: Option<Sender<()>>,
@@ -242,12 +248,12 @@ struct Watchdog {
 }
 
 impl Watchdog {
-    fn start(kicker: Kicker) -> Result<Self, LabError> {
+    fn start(kicker: Kicker, within: Duration) -> Result<Self, LabError> {
         let (alive, over) = channel::<()>();
         let expired = Arc::new(AtomicBool::new(false));
         let (tell, kick) = (expired.clone(), kicker.clone());
         let watch = move || {
-            let mut until = Instant::now() + RUN_WITHIN;
+            let mut until = Instant::now() + within;
             let left = |until: Instant| until.saturating_duration_since(Instant::now());
             while over.recv_timeout(left(until)) == Err(RecvTimeoutError::Timeout) {
                 tell.store(true, Ordering::Release);
@@ -257,7 +263,7 @@ impl Watchdog {
         };
         let thread = thread::Builder::new().name("watchdog".into()).spawn(watch);
         let thread = thread.map_err(LabError::host("start a thread"))?;
-        Ok(Self { kicker, expired, alive: Some(alive), thread: Some(thread) })
+        Ok(Self { kicker, within, expired, alive: Some(alive), thread: Some(thread) })
     }
 }
 
@@ -273,9 +279,25 @@ impl Drop for Watchdog {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::fs::OpenOptions;
+
     use iced_x86::{Decoder, DecoderOptions, OpKind};
 
-    use super::Instruction;
+    use super::*;
+
+    #[test]
+    fn a_guest_that_never_exits_is_ended() {
+        if OpenOptions::new().read(true).write(true).open("/dev/kvm").is_err() {
+            eprintln!("SKIPPED: a_guest_that_never_exits_is_ended: no /dev/kvm");
+            return;
+        }
+        let within = Duration::from_millis(50);
+        let mut vm = BareVm::new_for(within, &[(GuestAddress(0), 2 << 20)], Apic::None).unwrap();
+        vm.load(&[(&[0xeb, 0xfe], "jmp 0x100000")], 0x10_0000).unwrap();
+        vm.begin_in_long_mode(0x10_0000).unwrap();
+        assert!(matches!(vm.run(), Err(LabError::Slow { .. })));
+        assert_eq!(vm.registers().unwrap().0.rip, 0x10_0000);
+    }
 
     /// Asserts that each row's bytes are one instruction, the one that its words name: mnemonic, registers, constants.
     pub fn assert_bytes_are_what_is_said(program: &[Instruction], bits: u32, at: u64) {

@@ -254,6 +254,29 @@ fn without_kvm_the_rest_is_shown() {
     assert_eq!(fact(&compared, "page_cache", "container", "host_pages"), 1024);
 }
 
+#[test]
+fn without_kvm_a_bare_guest_is_told_to_be_absent() {
+    const TEST: &str = "without_kvm_a_bare_guest_is_told_to_be_absent";
+    if guest(TEST).is_none() || !has_kvm(TEST) || !is_root(TEST) {
+        return;
+    }
+    for name in ["exits", "modes", "memory", "interrupts"] {
+        let mut command = tandem();
+        command.args(["lab", "run", name]);
+        // SAFETY: between fork and exec it makes system calls only.
+        unsafe { command.pre_exec(hide_kvm) };
+        let run = run(&mut command, b"", LIMIT);
+        assert_eq!(run.code, Some(0), "{name}: {}", run.stderr);
+        let text = run.text().split_whitespace().collect::<Vec<_>>().join(" ");
+        let absent = "-- the guest cannot be shown: cannot use KVM";
+        assert!(
+            text.contains(absent) && text.contains("opening /dev/kvm failed: Permission denied"),
+            "{text}"
+        );
+        assert!(text.contains("tandem doctor") && !text.contains("=> "), "{text}");
+    }
+}
+
 /// Puts something that cannot be opened in the place of /dev/kvm, for this process and its children.
 fn hide_kvm() -> std::io::Result<()> {
     let check = |result| if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) };

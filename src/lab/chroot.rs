@@ -144,9 +144,10 @@ fn escape(stage: &Stage, root: &Path) -> Result<(), LabError> {
         fs::metadata(path).map(|file| file.ino()).map_err(LabError::host("look at a directory"))
     };
     let (host, inside) = (inode(Path::new("/"))?, inode(root)?);
-    let busybox = path(&stage.busybox())?;
+    let program = stage.busybox()?;
+    let busybox = path(&program)?;
     let jail = path(root)?;
-    let mut command = Command::new(stage.busybox());
+    let mut command = Command::new(program);
     command.args(["stat", "-c", "%i", "/"]);
     let leave = move || {
         become_able()?;

@@ -21,14 +21,16 @@ pub mod side;
 pub mod stage;
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use thiserror::Error;
 
+use self::side::Side;
 use self::stage::Stage;
 use crate::container::RootError;
+use crate::host::kvm_backend::KvmBackend;
 use crate::host::process::IdentityError;
 
 /// One program of the lab.
@@ -95,7 +97,7 @@ pub enum LabError {
     #[error("cannot talk to {what}")]
     Talk { what: String, source: io::Error },
     /// It took too long and was ended.
-    #[error("{what} did not answer within {} s and was ended: try again when the host is less busy", within.as_secs())]
+    #[error("{what} did not answer within {} s and was ended: {}", within.as_secs(), remedy(what))]
     Slow { what: String, within: Duration },
     /// It ended before it had said what was asked.
     #[error("{what} ended with status {code}{}", said(message))]
@@ -115,10 +117,22 @@ fn said(message: &str) -> String {
     if message.is_empty() { String::new() } else { format!(": {message}") }
 }
 
+/// What to do about slowness.
+fn remedy(what: &str) -> &'static str {
+    if what == Side::Vm.phrase() && KvmBackend::detect(Path::new("/")) == KvmBackend::Software {
+        return "try again when the host is less busy; its KVM is software, for which there is a faster guest: run \
+                ./scripts/build-guest --flavour ring3, unless you have";
+    }
+    "try again when the host is less busy"
+}
+
 impl LabError {
     /// Whether what comes after it can be tried all the same: only this one thing could not be shown.
     pub fn is_local(&self) -> bool {
-        !matches!(self, Self::Interrupted(_) | Self::Output(_) | Self::Signals(_) | Self::Scratch { .. })
+        !matches!(
+            self,
+            Self::Root(_) | Self::Interrupted(_) | Self::Output(_) | Self::Signals(_) | Self::Scratch { .. }
+        )
     }
 
     /// `cannot WHAT: source`.

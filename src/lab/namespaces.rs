@@ -143,10 +143,11 @@ fn read(stage: &Stage, flags: libc::c_int, names: &str, dir: &str) -> Result<Rea
         let ran = run_well(stage, Side::Host, &Given::default(), &script)?;
         return Ok(Readings::parse(ran.stdout.lines()));
     }
-    let mut command = Command::new(stage.busybox());
+    let busybox = stage.busybox()?;
+    let mut command = Command::new(&busybox);
     // The shell's child; what follows it keeps the shell from becoming that child.
     let outer = r#"pid=self; export pid; "$0" sh -c "$1"; exit $?"#;
-    command.args(["sh", "-c", outer]).arg(stage.busybox()).arg(script);
+    command.args(["sh", "-c", outer]).arg(busybox).arg(script);
     let map = |id: String| {
         CString::new(format!("0 {id} 1")).map_err(|error| LabError::host("map the user")(error.into()))
     };

@@ -36,7 +36,7 @@ fn run(stage: &Stage) -> Result<(), LabError> {
     };
     make().map_err(LabError::host("write a file to serve"))?;
     let port = free_port()?;
-    let mut command = Command::new(stage.busybox());
+    let mut command = Command::new(stage.busybox()?);
     command.args(["httpd", "-f", "-p", &format!("127.0.0.1:{port}"), "-h"]).arg(&files);
     let server = Session::start(stage, "the server", &mut command, RUN_WITHIN)?;
     listening(stage, port)?;

@@ -11,7 +11,8 @@ use super::LabError;
 use super::session::{Ran, Session};
 use super::stage::Stage;
 
-/// How long one run may take: the standard guest needs 8 to 20 s on software KVM.
+/// How long one run may take at least, unless all is over before: the standard guest needs 8 to 20 s on software KVM, and
+/// more on a busy host.
 pub const RUN_WITHIN: Duration = Duration::from_secs(25);
 /// Line by which a script says that it waits.
 pub const READY: &str = "ready";
@@ -61,11 +62,14 @@ pub struct Given<'a> {
 }
 
 /// The command that runs this shell script on a side. `tandem run` says how the run went as JSON on standard error.
-pub fn command(stage: &Stage, side: Side, given: &Given<'_>, script: &str) -> Command {
+///
+/// # Errors
+/// No guest is built.
+pub fn command(stage: &Stage, side: Side, given: &Given<'_>, script: &str) -> Result<Command, LabError> {
     if side == Side::Host {
-        let mut command = Command::new(stage.busybox());
+        let mut command = Command::new(stage.busybox()?);
         command.args(["sh", "-c", script]).current_dir("/");
-        return command;
+        return Ok(command);
     }
     let mut command = Command::new(&stage.tandem);
     command.args(["run", "--json", "--as", side.name()]);
@@ -83,7 +87,7 @@ pub fn command(stage: &Stage, side: Side, given: &Given<'_>, script: &str) -> Co
         command.arg("--root").arg(root);
     }
     command.args(["--", "/bin/busybox", "sh", "-c", script]);
-    command
+    Ok(command)
 }
 
 /// Starts a script on a side.
@@ -96,7 +100,7 @@ pub fn start<'s>(
     given: &Given<'_>,
     script: &str,
 ) -> Result<Session<'s>, LabError> {
-    Session::start(stage, side.phrase(), &mut command(stage, side, given, script), RUN_WITHIN)
+    Session::start(stage, side.phrase(), &mut command(stage, side, given, script)?, stage.run_within())
 }
 
 /// Runs a script on a side to its end.

@@ -11,6 +11,7 @@ use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
 use super::LabError;
+use super::side::RUN_WITHIN;
 use crate::bench::signals::Signals;
 use crate::container;
 use crate::host::errors::chain;
@@ -18,27 +19,29 @@ use crate::host::paths::Paths;
 use crate::host::process::Identity;
 use crate::report::text::{Align, columns, one_line, wrapped};
 
+/// So many runs of the slowest kind fit into the time that there is for all.
+const RUNS: u32 = 5;
+
 /// What a demonstration stands on. It has one thread.
 pub struct Stage {
     /// The program `tandem`.
     pub tandem: PathBuf,
-    /// The built guest's root file system, unpacked. Its programs run on the host too.
-    pub root: PathBuf,
     /// Columns of a line of output.
     pub width: usize,
+    paths: Paths,
     scratch: TempDir,
     out: RefCell<Box<dyn Write>>,
     signals: RefCell<Signals>,
     deadline: Instant,
+    run_within: Duration,
 }
 
 impl Stage {
     /// Makes it, for at most `limit` from now on. Output goes to `out` in lines of at most `width` columns.
     ///
     /// # Errors
-    /// No guest is built, or the host refuses a directory in the cache or a descriptor.
+    /// The host refuses a directory in the cache or a descriptor.
     pub fn new(paths: &Paths, out: Box<dyn Write>, width: usize, limit: Duration) -> Result<Self, LabError> {
-        let root = container::built(paths)?.root()?;
         let dir = paths.cache_dir().map_err(container::RootError::from)?.join("lab");
         let own = Identity::own()?;
         let failed = |source| LabError::Scratch { path: dir.clone(), source };
@@ -52,12 +55,13 @@ impl Stage {
                 .ok()
                 .filter(|path| path.is_file())
                 .unwrap_or_else(|| "/proc/self/exe".into()),
-            root,
             width,
+            paths: paths.clone(),
             scratch,
             out: RefCell::new(out),
             signals: RefCell::new(Signals::new().map_err(LabError::Signals)?),
             deadline: Instant::now() + limit,
+            run_within: (limit / RUNS).clamp(RUN_WITHIN, 2 * RUN_WITHIN),
         })
     }
 
@@ -71,12 +75,12 @@ impl Stage {
     /// # Errors
     /// It cannot be written.
     pub fn small_root(&self) -> Result<PathBuf, LabError> {
-        let root = self.scratch().join("root");
+        let (root, busybox) = (self.scratch().join("root"), self.busybox()?);
         let make = || {
             for dir in ["bin", "dev", "etc", "proc", "sys", "tmp"] {
                 fs::create_dir_all(root.join(dir))?;
             }
-            fs::copy(self.busybox(), root.join("bin/busybox")).map(drop)
+            fs::copy(&busybox, root.join("bin/busybox")).map(drop)
         };
         if !root.join("bin/busybox").is_file() {
             make().map_err(LabError::host("make a root file system"))?;
@@ -84,14 +88,22 @@ impl Stage {
         Ok(root)
     }
 
+    /// How long one run may take.
+    pub fn run_within(&self) -> Duration {
+        self.run_within
+    }
+
     /// When all has to be over.
     pub fn deadline(&self) -> Instant {
         self.deadline
     }
 
-    /// The program that runs on each side, as a file of the host.
-    pub fn busybox(&self) -> PathBuf {
-        self.root.join("bin/busybox")
+    /// The program that runs on each side, as a file of the host: in the built guest's root file system.
+    ///
+    /// # Errors
+    /// No guest is built.
+    pub fn busybox(&self) -> Result<PathBuf, LabError> {
+        Ok(container::built(&self.paths)?.root()?.join("bin/busybox"))
     }
 
     /// The signal by which the user has ended it, if any.

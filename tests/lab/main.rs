@@ -52,8 +52,11 @@ impl Before {
         Self { mounts: Self::mounts(), mark: format!("{test}-{}", std::process::id()) }
     }
 
+    /// Those in a lab's directory, or made by one: others come and go on a shared host.
     fn mounts() -> String {
-        fs::read_to_string("/proc/self/mountinfo").expect("mounts")
+        let text = fs::read_to_string("/proc/self/mountinfo").expect("mounts");
+        let of_lab = |line: &&str| line.contains("/lab/tandem-") || line.contains(" - tmpfs lab ");
+        text.lines().filter(of_lab).collect()
     }
 
     fn lab(&self, args: &[&str]) -> Command {
@@ -318,6 +321,18 @@ fn another_user_is_shown_what_can_be_shown() {
     }
     let left: Vec<_> = fs::read_dir(dir.path().join("lab")).expect("the lab's directory").collect();
     assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn without_a_guest_it_is_told_how_to_build_one() {
+    let cache = tempfile::tempdir().expect("a temporary directory");
+    for args in [&["run", "portable"][..], &["compare"]] {
+        let mut command = tandem();
+        command.arg("lab").args(args).env("TANDEM_CACHE", cache.path()).env_remove("TANDEM_GUEST_DIR");
+        let run = run(&mut command, b"", LIMIT);
+        assert_eq!(run.code, Some(127), "{run:?}");
+        assert!(run.stderr.contains("build-guest"), "{}", run.stderr);
+    }
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::ptr;
 
 use serde_json::json;
 
-use super::{Cell, Observation, made};
+use super::{Cell, Observation, Probes, made};
 use crate::host::errors::chain;
 use crate::lab::LabError;
 use crate::lab::side::{self, Given, READY, Readings, Side};
@@ -30,13 +30,13 @@ echo ready
 read -r line
 "#;
 
-pub(super) fn page_cache(stage: &Stage) -> Result<Observation, LabError> {
+pub(super) fn page_cache(stage: &Stage, probes: &Probes) -> Result<Observation, LabError> {
     // Without it no cell can be shown, and each says why.
     let root = match make_root(stage) {
         Err(error) if !error.is_local() => return Err(error),
         root => root.map_err(|error| chain(&error)),
     };
-    let cells = made(|side| match &root {
+    let cells = made(probes, |side| match &root {
         Ok(root) => read(stage, side, root),
         Err(reason) => Ok(Cell::Absent(reason.clone())),
     })?;

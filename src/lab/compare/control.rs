@@ -12,7 +12,7 @@ use crate::container::cgroup::{Group, Limits, unique_name};
 use crate::host::cgroup::Cgroups;
 use crate::host::errors::chain;
 use crate::lab::LabError;
-use crate::lab::side::{self, Given, READY, Readings, SIDES, Side, summary};
+use crate::lab::side::{self, Given, READY, Readings, Side, summary};
 use crate::lab::stage::Stage;
 
 /// Processors that each side may have.
@@ -34,8 +34,8 @@ echo ready
 read -r line
 "#;
 
-pub(super) fn processors(stage: &Stage) -> Result<Observation, LabError> {
-    let cells = made(|side| burn(stage, side))?;
+pub(super) fn processors(stage: &Stage, probes: &Probes) -> Result<Observation, LabError> {
+    let cells = made(probes, |side| burn(stage, side))?;
     let outside = cells.each_ref().map(|cell| cell.number("share_outside"));
     let inside = cells.each_ref().map(|cell| cell.number("share_inside"));
     let holds = match (outside, inside) {
@@ -180,17 +180,19 @@ echo 1 >/proc/sys/vm/panic_on_oom && echo 1 >/proc/sys/vm/overcommit_memory && \
 echo "still here"
 "#;
 
-pub(super) fn panic(stage: &Stage) -> Result<Observation, LabError> {
-    let cells = SIDES.map(|side| match side {
+pub(super) fn panic(stage: &Stage, probes: &Probes) -> Result<Observation, LabError> {
+    let cells = made(probes, |side| {
+        match side {
         // No path leads from here to a run on these sides.
         Side::Host => Ok(Cell::Absent("disabled in the lab's code: it would be this machine's end".into())),
         Side::Container => Ok(Cell::Absent(
-            "disabled in the lab's code: a container has no kernel of its own; what panics there is the host's, and all on it".into(),
+            "disabled in the lab's code: a container has no kernel of its own; what panics there is the host's, and all \
+             on it"
+                .into(),
         )),
-        Side::Vm => Cell::of(panic_of_vm(stage)),
-    });
-    let [host, container, vm] = cells;
-    let cells = [host?, container?, vm?];
+        Side::Vm => panic_of_vm(stage),
+    }
+    })?;
     let [_, _, vm] = &cells;
     let alive = vm.fact("host_unharmed").and_then(|value| value.as_bool());
     let holds = vm.number("exit_code").zip(alive).map(|(code, alive)| code == 4.0 && alive);

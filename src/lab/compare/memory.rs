@@ -3,10 +3,12 @@
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 
 use serde_json::json;
 
 use super::{ALLOCATION_MIB, Cell, LIMIT, Observation, Probes, cells, made, mib};
+use crate::host::cgroup::Cgroups;
 use crate::lab::LabError;
 use crate::lab::side::{self, Given, READY, Readings, Side};
 use crate::lab::stage::Stage;
@@ -59,8 +61,8 @@ echo ready
 read -r line
 "#;
 
-pub(super) fn allocation(stage: &Stage) -> Result<Observation, LabError> {
-    let cells = made(|side| allocate(stage, side))?;
+pub(super) fn allocation(stage: &Stage, probes: &Probes) -> Result<Observation, LabError> {
+    let cells = made(probes, |side| allocate(stage, side))?;
     let [host, container, vm] = &cells;
     let fact = |cell: &Cell, name| cell.fact(name).and_then(|value| value.as_bool());
     let holds = fact(host, "killed").zip(fact(container, "killed")).zip(fact(vm, "killed"));
@@ -81,7 +83,7 @@ fn allocate(stage: &Stage, side: Side) -> Result<Cell, LabError> {
     if side == Side::Host {
         let available = available();
         if available < (5 * ALLOCATION_MIB) << 20 {
-            let reason = format!("the host has {} to spare: free some", mib(available));
+            let reason = format!("there are {} to spare here: free some", mib(available));
             return Ok(Cell::Absent(reason));
         }
     }
@@ -128,11 +130,29 @@ fn allocate(stage: &Stage, side: Side) -> Result<Cell, LabError> {
     ))
 }
 
+/// Bytes that this process can have without harm to others: what the host has to spare, and the groups that it is in.
 fn available() -> u64 {
     let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
     let kb = line.and_then(|rest| rest.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
-    kb.unwrap_or(0).saturating_mul(1024)
+    let group = Cgroups::detect(Path::new("/"))
+        .ok()
+        .and_then(|groups| Some(groups.controller("memory")?.group.clone()));
+    let groups = group.iter().flat_map(|group| group.ancestors());
+    groups.filter_map(room).fold(kb.unwrap_or(0).saturating_mul(1024), u64::min)
+}
+
+/// What a group's limit leaves, if it has one. Page cache that has not been used lately makes room.
+fn room(group: &Path) -> Option<u64> {
+    let number = |file: &str| fs::read_to_string(group.join(file)).ok()?.trim().parse::<u64>().ok();
+    let limit = number("memory.max").or_else(|| number("memory.limit_in_bytes"))?;
+    let used = number("memory.current").or_else(|| number("memory.usage_in_bytes"))?;
+    let stat = fs::read_to_string(group.join("memory.stat")).unwrap_or_default();
+    // Version 1 counts the groups below in fields of their own.
+    let cache = ["total_inactive_file ", "inactive_file "]
+        .into_iter()
+        .find_map(|name| stat.lines().find_map(|line| line.strip_prefix(name)?.parse::<u64>().ok()));
+    Some(limit.saturating_sub(used.saturating_sub(cache.unwrap_or(0))))
 }
 
 /// The host kernel's log from some moment on (Documentation/ABI/testing/dev-kmsg).
@@ -174,5 +194,24 @@ impl HostLog {
         let text = String::from_utf8_lossy(buffer.get(..len).unwrap_or_default()).into_owned();
         let text = text.split_once(';').map_or("", |(_, text)| text);
         Ok(text.lines().next().unwrap_or_default().to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::room;
+    use std::fs;
+
+    #[test]
+    fn a_group_leaves_what_is_not_in_use() {
+        let dir = tempfile::tempdir().unwrap();
+        let put = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
+        assert_eq!(room(dir.path()), None);
+        put("memory.current", "700\n");
+        put("memory.max", "max\n");
+        assert_eq!(room(dir.path()), None);
+        put("memory.max", "1000\n");
+        put("memory.stat", "anon 400\ninactive_file 300\n");
+        assert_eq!(room(dir.path()), Some(600));
     }
 }

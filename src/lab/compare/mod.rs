@@ -137,14 +137,14 @@ pub fn observe(stage: &Stage, progress: impl Fn(&str)) -> Result<Vec<Observation
         memory::limit(probes),
     ];
     progress("an allocation of 200 MB");
-    rows.push(memory::allocation(stage)?);
+    rows.push(memory::allocation(stage, probes)?);
     progress("the page cache");
-    rows.push(cache::page_cache(stage)?);
+    rows.push(cache::page_cache(stage, probes)?);
     progress("half a processor");
-    rows.push(control::processors(stage)?);
+    rows.push(control::processors(stage, probes)?);
     rows.push(control::settings(probes));
     progress("a kernel panic");
-    rows.push(control::panic(stage)?);
+    rows.push(control::panic(stage, probes)?);
     rows.push(start::start(stage, probes)?);
     Ok(rows)
 }
@@ -166,9 +166,13 @@ fn cells(probes: &Probes, make: impl Fn(Side, &Probe) -> Result<Cell, LabError>)
     })
 }
 
-/// A cell for each side, made by running something.
-fn made(make: impl Fn(Side) -> Result<Cell, LabError>) -> Result<[Cell; 3], LabError> {
-    Ok([Cell::of(make(Side::Host))?, Cell::of(make(Side::Container))?, Cell::of(make(Side::Vm))?])
+/// A cell for each side, made by running something; where the probe did not work, nothing else would, or after a long wait.
+fn made(probes: &Probes, make: impl Fn(Side) -> Result<Cell, LabError>) -> Result<[Cell; 3], LabError> {
+    let one = |side| match probes.iter().find(|(of, _)| *of == side) {
+        Some((_, Err(error))) => Ok(Cell::Absent(chain(error))),
+        _ => Cell::of(make(side)),
+    };
+    Ok([one(Side::Host)?, one(Side::Container)?, one(Side::Vm)?])
 }
 
 /// Bytes in MiB.

@@ -8,7 +8,7 @@ mod common;
 use std::path::Path;
 use std::time::Duration;
 
-use common::{guest, run, tandem};
+use common::{has_kvm, run, tandem};
 use tandem::host::kvm_backend::KvmBackend;
 
 /// Beyond the 30 s that a demonstration takes at most: starting it, on a busy host.
@@ -16,8 +16,12 @@ const LIMIT: Duration = Duration::from_secs(60);
 
 /// The output, its lines joined and spaces merged; none where the lab cannot run. No conclusion has failed.
 fn shown(name: &str) -> Option<String> {
-    guest(name)?;
-    let run = run(tandem().args(["lab", "run", name]), b"", LIMIT);
+    if !has_kvm(name) {
+        return None;
+    }
+    // No guest is built there, and none is needed.
+    let cache = tempfile::tempdir().expect("a directory");
+    let run = run(tandem().args(["lab", "run", name]).env("TANDEM_CACHE", cache.path()), b"", LIMIT);
     assert_eq!(run.code, Some(0), "{name}: {}{}", run.text(), run.stderr);
     let text = run.text();
     assert!(!text.contains("NOT so here") && !text.contains("cannot be shown: cannot"), "{text}");

@@ -26,6 +26,8 @@ use crate::milestone::supervisor::Supervisor;
 use crate::milestone::trace::{self, span};
 use crate::milestone::{Milestone, Stamps};
 
+/// How long the init may take to say its first word, which it does before anything else.
+const FIRST_WORD: Duration = Duration::from_secs(20);
 /// How long the workload may take to end after a signal was passed on to it.
 const GRACE: Duration = Duration::from_secs(10);
 /// How long the kernel may take to end a container that was killed.
@@ -273,8 +275,17 @@ impl Run<'_> {
         // A limit beyond the clock's range is none.
         let limit = timeout.and_then(|limit| Some((start.checked_add(limit)?, limit)));
         let mut kill = limit.map(|(at, limit)| Kill { reason: Reason::Timeout(limit), at, done: false });
+        let mut first_word = start.checked_add(FIRST_WORD);
         loop {
             let now = Instant::now();
+            if first_word.is_some_and(|at| now >= at) {
+                first_word = None;
+                self.read_reports();
+                // One that is older than containers takes this for a machine, and waits for ever for its end.
+                if !self.records.spoke {
+                    self.signal(libc::SIGKILL);
+                }
+            }
             if let Some(kill) = kill.as_mut().filter(|kill| now >= kill.at) {
                 if kill.done {
                     return Some(Reason::Internal("the container cannot be killed".into()));
@@ -282,8 +293,8 @@ impl Run<'_> {
                 self.signal(libc::SIGKILL);
                 (kill.done, kill.at) = (true, now + KILL_PATIENCE);
             }
-            let time = kill.as_ref().map(|kill| kill.at.saturating_duration_since(now));
-            match self.poll(time) {
+            let next = kill.as_ref().map(|kill| kill.at).into_iter().chain(first_word).min();
+            match self.poll(next.map(|at| at.saturating_duration_since(now))) {
                 Ok([true, _, _]) => return kill.filter(|kill| kill.done).map(|kill| kill.reason),
                 Ok([_, signalled, reported]) => {
                     if reported {

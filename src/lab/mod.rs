@@ -4,9 +4,14 @@
 //! A demonstration is a file with a function over a [`Stage`], and a row in [`DEMONSTRATIONS`]. It ends within its time
 //! on an idle host, leaves nothing behind, and changes nothing of the host.
 
+mod bare;
 mod cgroups;
 mod chroot;
 pub mod compare;
+mod exits;
+mod interrupts;
+mod memory;
+mod modes;
 mod namespaces;
 mod network;
 mod pair;
@@ -49,6 +54,10 @@ pub const DEMONSTRATIONS: &[Demonstration] = &[
     network::DEMONSTRATION,
     pair::DEMONSTRATION,
     portable::DEMONSTRATION,
+    exits::DEMONSTRATION,
+    modes::DEMONSTRATION,
+    memory::DEMONSTRATION,
+    interrupts::DEMONSTRATION,
 ];
 
 impl Demonstration {

@@ -237,12 +237,13 @@ fn limits_reach_the_runtimes_that_have_them() {
         if let Some(mut contestant) = prepared(test, name, &task, &site) {
             let id = format!("{}-limited", site.label);
             let line = contestant.info().command_line;
-            let config = fs::read_to_string(site.dir.join(name).join("config.json")).unwrap_or(line);
+            let launch = contestant.launch(Run { id: &id, hold: false }).expect("a launch");
+            let bundle = site.dir.join(name).join("bundles").join(&id);
+            let config = fs::read_to_string(bundle.join("config.json")).unwrap_or(line);
             assert!(
                 config.contains("67108864") && (config.contains("50000") || config.contains("0.5")),
                 "{config}"
             );
-            let launch = contestant.launch(Run { id: &id, hold: false }).expect("a launch");
             let run = run(&mut command(launch), b"", LIMIT);
             assert_eq!(run.code, Some(0), "{name}: {}", run.stderr);
             contestant.finish();

@@ -67,7 +67,7 @@ fn run(stage: &Stage) -> Result<(), LabError> {
             return Err(LabError::Interrupted(signal));
         }
         let exit = vm.run()?;
-        exits.count(&exit);
+        count(&mut exits, &exit);
         let ended = matches!(exit, Exit::Shutdown);
         let (told, done) = answer(exit)?;
         // A processor that has shut down completes nothing, and AMD's is reset by then.
@@ -92,6 +92,18 @@ fn run(stage: &Stage) -> Result<(), LabError> {
         (before, shown) = (after, now);
     };
     conclude(stage, &exits, vendor)
+}
+
+/// Counts an exit under the kind that `tandem run --stats` gives it.
+fn count(exits: &mut Exits, exit: &Exit<'_>) {
+    let counter = match exit {
+        Exit::Port { .. } => &mut exits.io,
+        Exit::MmioRead { .. } | Exit::MmioWrite { .. } => &mut exits.mmio,
+        Exit::Halt => &mut exits.halt,
+        Exit::Interrupted => &mut exits.interrupted,
+        _ => &mut exits.other,
+    };
+    *counter += 1;
 }
 
 /// What the VMM was told, and what it did about that.

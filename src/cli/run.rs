@@ -4,6 +4,7 @@ mod container;
 mod disk;
 mod dry_run;
 mod guest;
+mod profile;
 mod resolve;
 mod summary;
 
@@ -91,6 +92,13 @@ pub struct RunArgs {
     /// Print the resolved configuration and the guest's memory map, and run nothing
     #[arg(long)]
     dry_run: bool,
+    /// Where the guest's time goes, as a flame graph, or as folded stacks if FILE ends in .folded or .txt; of a container:
+    /// how much is done around the workload, `default` or `minimal`
+    #[arg(long, value_name = "FILE|PROFILE")]
+    profile: Option<OsString>,
+    /// Samples a second and vCPU that --profile takes [default: 997]
+    #[arg(long, value_name = "N", requires = "profile", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    hz: Option<u32>,
     /// Print the milestones after the run, on stderr
     #[arg(long)]
     time: bool,
@@ -233,7 +241,7 @@ fn run_vm(
 ) -> u8 {
     // Looked up if a Linux guest or a message depends on it.
     let backend: Backend = LazyCell::new(|| KvmBackend::detect(Path::new("/")));
-    let config = match resolve::resolve(args, &backend) {
+    let mut config = match resolve::resolve(args, &backend) {
         Ok(config) => config,
         Err(error) => {
             report(&error);
@@ -243,6 +251,13 @@ fn run_vm(
     if args.dry_run {
         return dry_run::print(&config, *backend, args.json);
     }
+    let output = match profile::prepare(args, &mut config) {
+        Ok(output) => output,
+        Err(error) => {
+            report(&error);
+            return exit_code::CONFIGURATION;
+        }
+    };
     let finished = {
         let hypervisor = match kvm {
             Ok(hypervisor) => Arc::new(hypervisor),
@@ -256,7 +271,19 @@ fn run_vm(
     };
     stamps.stamp(Milestone::Clean);
     match finished {
-        Ok(finished) => summary::print(args, &config, &backend, stamps, &finished, supervisor),
+        Ok(mut finished) => {
+            let profile = output.zip(finished.profile.take());
+            let code = summary::print(args, &config, &backend, stamps, &finished, supervisor);
+            let written = profile.map(|(output, profile)| output.write(&profile)).transpose();
+            match written {
+                Ok(_) => code,
+                Err(error) => {
+                    report(&error);
+                    // The run's own end says more, if it was a failure.
+                    if code == 0 { exit_code::SETUP } else { code }
+                }
+            }
+        }
         Err(error) => {
             report(&error);
             exit_code::SETUP

@@ -94,6 +94,11 @@ impl Map {
 pub struct PortBus(Map);
 
 impl PortBus {
+    /// The name of the device at a port.
+    pub fn name(&self, port: u16) -> Option<&'static str> {
+        self.0.find(port.into(), 1).map(|(device, _)| device.name())
+    }
+
     /// Builds the bus; no two slots may overlap.
     pub fn new(slots: Vec<Slot>) -> Result<Self, BusError> {
         Map::new(slots, u16::MAX.into()).map(Self)
@@ -137,6 +142,11 @@ fn read_absent(port: u16, item: &mut [u8]) {
 pub struct MmioBus(Map);
 
 impl MmioBus {
+    /// The name of the device at an address.
+    pub fn name(&self, addr: u64) -> Option<&'static str> {
+        self.0.find(addr, 1).map(|(device, _)| device.name())
+    }
+
     /// Builds the bus; no two slots may overlap.
     pub fn new(slots: Vec<Slot>) -> Result<Self, BusError> {
         Map::new(slots, u64::MAX).map(Self)

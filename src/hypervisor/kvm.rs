@@ -18,6 +18,7 @@ use vmm_sys_util::errno;
 use vmm_sys_util::eventfd::EventFd;
 
 use self::run_page::RunPage;
+use super::activity::Doing;
 use super::{
     Cause, Error, Exit, Hypervisor, Interrupter, MemoryRegion, Msi, RUN_CALL, Registers, Result, RunState,
     SyncedVcpu, Vcpu, Vm,
@@ -230,9 +231,17 @@ impl SyncedVcpu for KvmVcpu {
     }
 
     fn enter(&mut self) -> Result<Cause> {
+        let activity = &self.run_page.activity;
+        activity.set(Doing::Guest);
         // kvm-ioctls does not tell the item size of string I/O, so the shared page is read by our own; only its exits
         // without data are taken as they come.
-        let exit = match self.fd.run() {
+        let returned = self.fd.run();
+        activity.set(match &returned {
+            Ok(VcpuExit::IoIn(port, _) | VcpuExit::IoOut(port, _)) => Doing::Port(*port),
+            Ok(VcpuExit::MmioRead(address, _) | VcpuExit::MmioWrite(address, _)) => Doing::Memory(*address),
+            _ => Doing::Other,
+        });
+        let exit = match returned {
             Ok(VcpuExit::IoIn(port, _)) => {
                 self.returned = Returned::Port;
                 return Ok(Cause::PortRead(port));

@@ -30,6 +30,7 @@ use crate::host::terminal::TerminalError;
 use crate::hypervisor::{self, Hypervisor, Vm};
 use crate::milestone::Stamps;
 use crate::milestone::supervisor::Supervisor;
+use crate::profile::Profiler;
 use crate::ring3::{self, Board, Ring3Vcpu};
 use crate::workload::initramfs::InitramfsError;
 
@@ -126,8 +127,10 @@ pub fn build<H: Hypervisor>(
         devices::make(config, interrupts, &memory, notifications.as_ref(), events.clone())?;
     let setup = Setup { cpuid, linux: config.linux, entry: kernel.entry, protocol: config.protocol };
     let halt_check = HaltCheck::new(config.cpus);
-    let context =
-        Arc::new(VcpuContext { ports, mmio, memory, latch, stamps, halt_check, exits: Mutex::default() });
+    let profiler = config.profile.clone();
+    let profiler = profiler.map(|options| Arc::new(Profiler::new(options, memory.clone(), config.cpus)));
+    let exits = Mutex::default();
+    let context = Arc::new(VcpuContext { ports, mmio, memory, latch, stamps, halt_check, exits, profiler });
     let threads = spawn_others(first, &vm, board.as_ref(), config.cpus)?;
     Ok(Machine { threads, setup: Arc::new(setup), context, events, devices, board })
 }

@@ -11,6 +11,7 @@ use super::events::EventSink;
 use super::host_io::{ConsoleRole, HostIo, SerialEnd};
 use super::log::LogTail;
 use super::outcome::Outcome;
+use super::outside::names;
 use super::stop::{StopLatch, StopReason};
 use super::stream::Streams;
 use super::vcpu::VcpuThread;
@@ -20,6 +21,7 @@ use crate::hypervisor::exits::Exits;
 use crate::hypervisor::{Hypervisor, signal};
 use crate::milestone::supervisor::Supervisor;
 use crate::milestone::{Milestone, Stamps};
+use crate::profile::{Profile, Ticker};
 
 /// What is left of a machine.
 pub struct Finished {
@@ -35,6 +37,8 @@ pub struct Finished {
     pub isolated: Option<bool>,
     /// How often its vCPUs left guest mode.
     pub exits: Exits,
+    /// Where its vCPUs were found, if that was asked for.
+    pub profile: Option<Profile>,
 }
 
 /// Lines of the log that are kept for the explanation of a failure.
@@ -70,22 +74,34 @@ impl Machine {
             EventLoop::new(latch.clone(), host_io(config, &devices, stamps), &[wake], terminal);
         // Also if there is no loop: a vCPU can be interrupted once it has been configured.
         let configured = threads.iter().try_for_each(VcpuThread::configured);
+        let ticker = context.profiler.clone().map(Ticker::start).transpose().map_err(BuildError::Thread);
+        let configured = configured.and(ticker);
         let failure = match (&mut event_loop, &configured) {
-            (Ok(event_loop), Ok(())) => event_loop.run(&threads, &context.halt_check, config.timeout).err(),
+            (Ok(event_loop), Ok(_)) => event_loop.run(&threads, &context.halt_check, config.timeout).err(),
             (Err(_), _) | (_, Err(_)) => None,
         };
         // Stops the vCPUs if nothing else has.
         latch.request(StopReason::Internal("the event loop ended".into()));
         stamps.stamp(Milestone::Stopped);
+        // The ticker ends.
+        let configured = configured.map(drop);
         devices.close();
         threads.iter().for_each(VcpuThread::interrupt);
         let finished = configured.and_then(|()| {
             // From here on there is no more output, and the threads take the VM down.
             threads.iter().for_each(VcpuThread::stopped);
             let unused_disks = devices.unused_disks();
+            let ring3 = board.is_some();
             let isolated = board.map(|board| board.is_isolated());
             let exits = *context.exits.lock().unwrap_or_else(PoisonError::into_inner);
-            Ok(Finished { isolated, unused_disks, exits, ..finish(event_loop?, failure, &latch, &events) })
+            let profile = context.profiler.as_ref().map(|profiler| profiler.finish(names(&context, ring3)));
+            Ok(Finished {
+                isolated,
+                unused_disks,
+                exits,
+                profile,
+                ..finish(event_loop?, failure, &latch, &events)
+            })
         });
         drop((context, setup, devices, events));
         threads.into_iter().for_each(VcpuThread::join);
@@ -114,7 +130,7 @@ fn finish(
     let log = event_loop.io().log();
     let outcome = Outcome { reason: explain_by_log(reason, log), command: events.command() };
     let log = log.last_lines(LOG_LINES);
-    Finished { outcome, log, unread, isolated: None, unused_disks: 0, exits: Exits::default() }
+    Finished { outcome, log, unread, isolated: None, unused_disks: 0, exits: Exits::default(), profile: None }
 }
 
 /// A reset or halt right after a panic in the log is the panic's.

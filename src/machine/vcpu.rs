@@ -24,6 +24,7 @@ use crate::host::scheduling::start_elsewhere;
 use crate::hypervisor::exits::Exits;
 use crate::hypervisor::{Error, Exit, Interrupter, RUN_CALL, RunState, Vcpu, signal};
 use crate::milestone::{Milestone, Stamps};
+use crate::profile::Profiler;
 
 const INTERNAL_ERROR_EMULATION: u32 = kvm_bindings::KVM_INTERNAL_ERROR_EMULATION;
 /// EFLAGS.IF (Intel SDM vol. 1, 3.4.3).
@@ -45,6 +46,8 @@ pub struct VcpuContext {
     pub halt_check: HaltCheck,
     /// Exits of all vCPUs that have stopped.
     pub exits: Mutex<Exits>,
+    /// Takes samples, if asked for.
+    pub profiler: Option<Arc<Profiler>>,
 }
 
 /// How the vCPUs begin.
@@ -115,6 +118,9 @@ impl HaltCheck {
 /// Runs a vCPU until the machine stops.
 pub fn run<V: Vcpu>(id: u8, vcpu: &mut V, context: &VcpuContext) {
     let interrupter = vcpu.interrupter();
+    if let Some(profiler) = &context.profiler {
+        profiler.join(id, &interrupter);
+    }
     let mut released_in = 0;
     let mut exits = Exits::default();
     while !context.latch.is_set() {
@@ -137,6 +143,9 @@ pub fn run<V: Vcpu>(id: u8, vcpu: &mut V, context: &VcpuContext) {
             }
             Ok(Exit::Interrupted) => {
                 interrupter.clear();
+                if let Some(profiler) = &context.profiler {
+                    profiler.sample(id, vcpu);
+                }
                 if context.latch.is_set() {
                     continue;
                 }
@@ -166,6 +175,9 @@ pub fn run<V: Vcpu>(id: u8, vcpu: &mut V, context: &VcpuContext) {
             context.memory.read(bytes, GuestAddress(address)).unwrap_or(0)
         });
         context.latch.request(StopReason::Fault(Box::new(fault)));
+    }
+    if let Some(profiler) = &context.profiler {
+        profiler.leave(id);
     }
     vcpu.account(&mut exits);
     // Nobody panics while the lock is held.

@@ -25,7 +25,6 @@ mod monitor;
 mod processors;
 mod requests;
 mod shared;
-mod space;
 mod start;
 mod state;
 mod vcpu;

@@ -1,7 +1,9 @@
 //! From a guest address to `name+0x2f`, by the kernel's own symbol table or a `System.map`.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use super::bytes::{u16_at, u32_at, u64_at};
@@ -10,6 +12,10 @@ use super::bytes::{u16_at, u32_at, u64_at};
 const MAX_TABLE: u64 = 64 << 20;
 /// How far from a symbol without a size an address may be: assembly code.
 const MAX_UNSIZED: u64 = 64 << 10;
+/// How the unlikely part of a function is called.
+const COLD: &str = ".cold";
+/// How many labels within a function are looked past.
+const MAX_LABELS: usize = 16;
 /// Longest name shown, in characters; Linux' are below 512.
 const MAX_NAME: usize = 256;
 const SECTION_HEADER_LEN: usize = 64;
@@ -118,6 +124,66 @@ impl Symbols {
                 self.lookup_virtual(virt.checked_add(offset)?)
             })
         })
+    }
+
+    /// The name of the function that `address` lies in; early boot code as for [`lookup`](Self::lookup).
+    pub fn function(&self, address: u64) -> Option<String> {
+        let name = |address| self.name_of(self.index(address)?);
+        name(address).or_else(|| self.virtual_addresses(address).find_map(|(address, _)| name(address)))
+    }
+
+    /// Where the function that `address` lies in begins and ends; early boot code as for [`lookup`](Self::lookup).
+    pub fn bounds(&self, address: u64) -> Option<Range<u64>> {
+        let bounds = |address| self.range(self.index(address)?);
+        bounds(address).or_else(|| {
+            self.virtual_addresses(address).find_map(|(address, to_physical)| {
+                let range = bounds(address)?;
+                Some(range.start.wrapping_add(to_physical)..range.end.wrapping_add(to_physical))
+            })
+        })
+    }
+
+    /// The functions of which GCC has moved the unlikely part elsewhere, as `name.cold`: their bounds, and those of that.
+    pub fn cold_parts(&self) -> Vec<(Range<u64>, Range<u64>)> {
+        let names = || (0..self.entries.len()).filter_map(|index| Some((self.name_of(index)?, index)));
+        let cold: HashMap<String, usize> =
+            names().filter_map(|(name, index)| Some((name.strip_suffix(COLD)?.to_owned(), index))).collect();
+        let pair = |(name, index): (String, usize)| {
+            Some((self.range(index)?, self.range(cold.get(&name).copied()?)?))
+        };
+        names().filter_map(pair).collect()
+    }
+
+    /// The virtual addresses that a physical one may be loaded for, with the difference.
+    fn virtual_addresses(&self, address: u64) -> impl Iterator<Item = (u64, u64)> {
+        self.segments.iter().filter_map(move |&(phys, len, virt)| {
+            let offset = address.checked_sub(phys).filter(|offset| *offset < len)?;
+            Some((virt.checked_add(offset)?, phys.wrapping_sub(virt)))
+        })
+    }
+
+    /// The function at a virtual address. A label within a function is none.
+    fn index(&self, address: u64) -> Option<usize> {
+        let last = self.entries.partition_point(|entry| entry.address <= address).checked_sub(1)?;
+        let covers = |index: &usize| self.range(*index).is_some_and(|range| range.contains(&address));
+        let sized = |index: &usize| self.entries.get(*index).is_some_and(|entry| entry.size > 0);
+        let mut around = (last.saturating_sub(MAX_LABELS)..=last).rev();
+        around.find(|index| sized(index) && covers(index)).or_else(|| Some(last).filter(covers))
+    }
+
+    fn name_of(&self, index: usize) -> Option<String> {
+        self.entries.get(index).map(|entry| self.name(entry))
+    }
+
+    /// The bounds of a symbol; of one without a size up to the next.
+    fn range(&self, index: usize) -> Option<Range<u64>> {
+        let entry = self.entries.get(index)?;
+        let unsized_end = || {
+            let next = self.entries.get(index + 1).map_or(u64::MAX, |next| next.address);
+            next.min(entry.address.saturating_add(MAX_UNSIZED))
+        };
+        let end = if entry.size == 0 { unsized_end() } else { entry.address.saturating_add(entry.size) };
+        Some(entry.address..end)
     }
 
     fn lookup_virtual(&self, address: u64) -> Option<String> {

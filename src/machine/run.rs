@@ -66,6 +66,7 @@ impl Machine {
         let latch = context.latch.clone();
         // Dropped with the loop, before anything is said about the end.
         let terminal = if config.escape_key { RawMode::enter(std::io::stdin())? } else { None };
+        let ticker = context.profiler.clone().map(Ticker::start).transpose().map_err(BuildError::Thread)?;
         stamps.stamp(Milestone::Ready);
         threads.iter().for_each(|thread| thread.start((setup.clone(), context.clone())));
         // Made while the vCPUs are configured.
@@ -74,17 +75,14 @@ impl Machine {
             EventLoop::new(latch.clone(), host_io(config, &devices, stamps), &[wake], terminal);
         // Also if there is no loop: a vCPU can be interrupted once it has been configured.
         let configured = threads.iter().try_for_each(VcpuThread::configured);
-        let ticker = context.profiler.clone().map(Ticker::start).transpose().map_err(BuildError::Thread);
-        let configured = configured.and(ticker);
         let failure = match (&mut event_loop, &configured) {
-            (Ok(event_loop), Ok(_)) => event_loop.run(&threads, &context.halt_check, config.timeout).err(),
+            (Ok(event_loop), Ok(())) => event_loop.run(&threads, &context.halt_check, config.timeout).err(),
             (Err(_), _) | (_, Err(_)) => None,
         };
         // Stops the vCPUs if nothing else has.
         latch.request(StopReason::Internal("the event loop ended".into()));
         stamps.stamp(Milestone::Stopped);
-        // The ticker ends.
-        let configured = configured.map(drop);
+        drop(ticker);
         devices.close();
         threads.iter().for_each(VcpuThread::interrupt);
         let finished = configured.and_then(|()| {

@@ -24,6 +24,8 @@ pub(super) struct Height {
     pub saved_fp: Option<u64>,
     /// The stack pointer is on another stack, on whose top is what it was before; `sp` is that of the stack before.
     pub switched: bool,
+    /// The register at whose address the stack pointer has been saved.
+    top: Register,
 }
 
 /// The heights at a function's instructions.
@@ -181,11 +183,14 @@ fn apply(instruction: &Instruction, mut height: Height) -> Height {
         (Mnemonic::Mov, RBP) if instruction.code() == Code::Mov_rm64_r64 && is_sp(instruction) => {
             height.fp = height.sp;
         }
+        (Mnemonic::Mov, _) if instruction.op0_kind() == OpKind::Memory && is_sp(instruction) => {
+            height.top = instruction.memory_base();
+        }
         (Mnemonic::Mov, RSP) if instruction.op1_kind() == OpKind::Register => {
-            if instruction.op1_register() == RBP && height.fp.is_some() {
-                height.sp = height.fp;
-            } else {
-                height.switched = true;
+            match instruction.op1_register() {
+                RBP if height.fp.is_some() => height.sp = height.fp,
+                register if register == height.top => height.switched = true,
+                _ => height.sp = None,
             }
         }
         (Mnemonic::Cmp | Mnemonic::Test, _) => {}

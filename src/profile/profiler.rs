@@ -5,9 +5,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use kvm_bindings::kvm_sregs;
 use vm_memory::GuestMemoryMmap;
 
 use super::samples::{Found, Profile, Samples, Totals, fold};
+use super::task::Tasks;
 use super::unwind::{Cursor, Parts, Unwinder};
 use crate::arch::x86_64::kernel::Symbols;
 use crate::arch::x86_64::space::Space;
@@ -82,12 +84,13 @@ impl Profiler {
         let symbols = options.symbols.clone();
         let known = symbols.map(|symbols| (Arc::new(Parts::new(&symbols)), symbols));
         let unwinder = || known.clone().map(|(parts, symbols)| Unwinder::new(symbols, parts));
+        let tasks = || options.symbols.as_deref().and_then(Tasks::new);
         let sampled = |_| Sampled {
             target: Mutex::new(None),
             wanted: AtomicBool::new(false),
             halted: AtomicBool::new(false),
             unanswered: AtomicU64::new(0),
-            samples: Mutex::new(Samples::new(unwinder())),
+            samples: Mutex::new(Samples::new(unwinder(), tasks())),
         };
         let vcpus = (0..vcpus).map(sampled).collect();
         Self { options, memory, vcpus, duration: AtomicU64::new(0), missed: AtomicU64::new(0) }
@@ -137,7 +140,7 @@ impl Profiler {
         sampled.halted.store(doing.is_some(), Ordering::Release);
         match doing {
             Some(doing) => samples.count(Found::Outside(doing)),
-            None => self.sample_guest(vcpu, &mut samples),
+            None => self.sample_guest(id, vcpu, &mut samples),
         }
         samples.spent += began.elapsed();
         drop(samples);
@@ -145,11 +148,16 @@ impl Profiler {
         sampled.wanted.store(false, Ordering::Release);
     }
 
-    fn sample_guest(&self, vcpu: &impl Vcpu, samples: &mut Samples) {
+    fn sample_guest(&self, id: u8, vcpu: &impl Vcpu, samples: &mut Samples) {
         let Ok((regs, sregs)) = vcpu.registers() else { return };
         let place = vcpu.place(&regs, &sregs);
         let found = match (&mut samples.unwinder, place.kernel) {
-            (_, false) => Found::Program(place.page_table),
+            (_, false) => {
+                // A program's tables may be without the kernel; those that go with them are not.
+                let space = Space::new(&self.memory, &kvm_sregs { cr3: place.page_table, ..sregs });
+                let name = samples.tasks.as_mut().and_then(|tasks| tasks.name(&space, id));
+                Found::Program(place.page_table, name)
+            }
             (Some(unwinder), true) if sregs.cr0 & CR0_PG != 0 && sregs.efer & EFER_LMA != 0 => {
                 let space = Space::new(&self.memory, &sregs);
                 let cursor = Cursor { ip: regs.rip, sp: regs.rsp, fp: regs.rbp };

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use super::task::{self, Name, Tasks};
 use super::unwind::{Stack, Unwinder};
 use crate::arch::x86_64::kernel::Symbols;
 use crate::hypervisor::activity::Doing;
@@ -17,8 +18,8 @@ pub(super) enum Found {
     Kernel(Box<[u64]>),
     /// In the kernel, or before it, where no symbol is.
     Unknown(u64),
-    /// In the program with these page tables.
-    Program(u64),
+    /// In the program with these page tables, and its name if that is known.
+    Program(u64, Option<Name>),
     /// Outside of the guest.
     Outside(Doing),
 }
@@ -26,6 +27,7 @@ pub(super) enum Found {
 /// What has been found of one vCPU.
 pub(super) struct Samples {
     pub unwinder: Option<Unwinder>,
+    pub tasks: Option<Tasks>,
     counts: HashMap<Found, u64>,
     /// Stacks of the kernel, and those with a guess.
     pub stacks: u64,
@@ -35,8 +37,8 @@ pub(super) struct Samples {
 }
 
 impl Samples {
-    pub fn new(unwinder: Option<Unwinder>) -> Self {
-        Self { unwinder, counts: HashMap::new(), stacks: 0, guessed: 0, spent: Duration::ZERO }
+    pub fn new(unwinder: Option<Unwinder>, tasks: Option<Tasks>) -> Self {
+        Self { unwinder, tasks, counts: HashMap::new(), stacks: 0, guessed: 0, spent: Duration::ZERO }
     }
 
     pub fn count(&mut self, mut found: Found) {
@@ -125,7 +127,12 @@ pub(super) fn fold(
                 frames.push("kernel".into());
                 frames.push(format!("no symbol near {:#x}", address & !0xfff));
             }
-            Found::Program(table) => frames.push(format!("program, page table {table:#x}")),
+            Found::Program(table, name) => {
+                let name = name.as_ref().map(task::text).filter(|name| !name.is_empty());
+                frames.push("programs".into());
+                frames.extend(name);
+                frames.push(format!("page table {table:#x}"));
+            }
             Found::Outside(doing) => frames.extend(outside(*doing).split(';').map(str::to_owned)),
         }
         *folded.entry(frames.join(";")).or_default() += count;
@@ -146,12 +153,13 @@ mod tests {
     fn stacks_are_folded_from_the_outside_in() {
         let map = b"0000000000001000 T main\n0000000000002000 T a;b c\n0000000000003000 T end\n";
         let symbols = Symbols::from_system_map(&map[..]).unwrap();
-        let mut samples = Samples::new(None);
+        let mut samples = Samples::new(None, None);
         for _ in 0..3 {
             samples.count_stack(Stack { functions: vec![0x2000, 0x1000], guessed: false });
         }
         samples.count_stack(Stack { functions: vec![0x2000], guessed: true });
-        samples.count(Found::Program(0x7000));
+        samples.count(Found::Program(0x7000, None));
+        samples.count(Found::Program(0x8000, Some(*b"sh\0\0\0\0\0\0\0\0\0\0\0\0\0\0")));
         samples.count(Found::Unknown(0x1234));
         samples.count(Found::Outside(Doing::Port(0x3f8)));
         samples.count(Found::Outside(Doing::Port(0x3f9)));
@@ -159,7 +167,8 @@ mod tests {
         let expected = [
             ("vCPU 1;kernel;main;a?b?c", 3),
             ("vCPU 1;kernel;a?b?c", 1),
-            ("vCPU 1;program, page table 0x7000", 1),
+            ("vCPU 1;programs;page table 0x7000", 1),
+            ("vCPU 1;programs;sh;page table 0x8000", 1),
             ("vCPU 1;kernel;no symbol near 0x1000", 1),
             ("vCPU 1;Tandem;serial", 2),
         ];
@@ -169,7 +178,7 @@ mod tests {
 
     #[test]
     fn too_many_stacks_lose_their_callers() {
-        let mut samples = Samples::new(None);
+        let mut samples = Samples::new(None, None);
         for outer in 0..2 * MAX_STACKS as u64 {
             samples.count_stack(Stack { functions: vec![1, outer], guessed: false });
         }

@@ -141,10 +141,16 @@ impl Unwinder {
             (None, None) => return None,
         };
         let [ip]: [u64; 1] = space.read_u64s(place)?;
-        self.symbols.bounds(ip.wrapping_sub(1))?;
+        self.is_return_address(ip, cursor.ip).then_some(())?;
         let saved = height.saved_fp.and_then(|below| space.read_u64s(place.wrapping_sub(below)));
         let fp = saved.map_or(cursor.fp, |[fp]: [u64; 1]| fp);
         Some(Cursor { ip, sp: place.wrapping_add(8), fp })
+    }
+
+    /// Whether it is behind an instruction of the kernel's. Code in the upper half of the address space was called from
+    /// there; a kernel's symbols of small value, as of per-CPU variables, are no code.
+    fn is_return_address(&self, ip: u64, called: u64) -> bool {
+        ip >> 63 >= called >> 63 && self.symbols.bounds(ip.wrapping_sub(1)).is_some()
     }
 
     /// Looks for what interrupted code has left on the stack, or for a return address behind a call of this function.
@@ -155,7 +161,7 @@ impl Unwinder {
             if let Some(caller) = self.interrupted(space, place, ip) {
                 return caller;
             }
-            if self.symbols.bounds(ip.wrapping_sub(1)).is_some() && is_call(space, function, ip) {
+            if self.is_return_address(ip, cursor.ip) && is_call(space, function, ip) {
                 let cursor = Cursor { ip, sp: place.wrapping_add(8), fp: cursor.fp };
                 return Some(Caller { cursor, exact: false });
             }

@@ -7,6 +7,7 @@ mod cases;
 mod common;
 mod disk;
 mod hung_disk;
+mod profile;
 mod ring3;
 mod ring3_smp;
 mod terminal;

@@ -82,6 +82,14 @@ fn the_other_stack_has_the_first_ones_pointer_on_top() {
 }
 
 #[test]
+fn a_stack_of_unknown_origin_tells_nothing() {
+    // mov rsp, rax; nop; ret
+    let heights = heights(&[0x48, 0x89, 0xc4, 0x90, 0xc3]);
+    let behind = heights.at(START + 3).unwrap();
+    assert_eq!((behind.sp, behind.fp, behind.switched), (None, None, false));
+}
+
+#[test]
 fn what_a_table_leads_to_begins_as_the_jump_was() {
     let code = [
         0x53, // 0: push rbx

@@ -12,6 +12,8 @@ use super::bytes::{u16_at, u32_at, u64_at};
 const MAX_TABLE: u64 = 64 << 20;
 /// How far from a symbol without a size an address may be: assembly code.
 const MAX_UNSIZED: u64 = 64 << 10;
+/// Variables whose addresses are kept.
+const VARIABLES: [&str; 3] = ["init_task", "pcpu_hot", "__per_cpu_offset"];
 /// How the unlikely part of a function is called.
 const COLD: &str = ".cold";
 /// How many labels within a function are looked past.
@@ -23,7 +25,10 @@ const SYMBOL_LEN: usize = 24;
 const PROGRAM_HEADER_LEN: usize = 56;
 const SHT_SYMTAB: u32 = 2;
 const SHN_UNDEF: u16 = 0;
+/// Of constants.
+const SHN_ABS: u16 = 0xfff1;
 const STT_NOTYPE: u8 = 0;
+const STT_OBJECT: u8 = 1;
 const STT_FUNC: u8 = 2;
 const PT_LOAD: u32 = 1;
 
@@ -46,6 +51,8 @@ pub struct Symbols {
     names: Vec<u8>,
     /// For code that runs before paging is set up: (physical address, length, virtual address) of each segment.
     segments: Vec<(u64, u64, u64)>,
+    /// Addresses of the [`VARIABLES`] that there are.
+    variables: HashMap<&'static str, u64>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -74,12 +81,15 @@ impl Symbols {
                 (u64_at(section, 24).unwrap_or_default(), u64_at(section, 32).unwrap_or_default());
             read_table(file, offset, len)
         };
-        let entries = contents(symtab)?.chunks_exact(SYMBOL_LEN).filter_map(parse_symbol).collect();
+        let (symbols, names) = (contents(symtab)?, contents(strtab)?);
+        let entries = symbols.chunks_exact(SYMBOL_LEN).filter_map(parse_symbol).collect();
+        let variables =
+            symbols.chunks_exact(SYMBOL_LEN).filter_map(|symbol| parse_variable(symbol, &names)).collect();
         let segments = table(file, &header, 32, 56, PROGRAM_HEADER_LEN)?;
         let segments = segments.chunks_exact(PROGRAM_HEADER_LEN).filter(|s| u32_at(s, 0) == Some(PT_LOAD));
         let segments =
             segments.filter_map(|s| Some((u64_at(s, 24)?, u64_at(s, 40)?, u64_at(s, 16)?))).collect();
-        Self { entries, names: contents(strtab)?, segments }.sorted()
+        Self { entries, names, segments, variables }.sorted()
     }
 
     /// Reads a `System.map`: lines of address, type and name, as `nm` prints them; other lines are skipped.
@@ -97,6 +107,12 @@ impl Symbols {
             };
             let address =
                 std::str::from_utf8(address).ok().and_then(|text| u64::from_str_radix(text, 16).ok());
+            let known = VARIABLES.iter().find(|known| known.as_bytes() == name);
+            if let (Some(address), Some(name), b'D' | b'd' | b'B' | b'A' | b'R' | b'V') =
+                (address, known, kind)
+            {
+                symbols.variables.insert(name, address);
+            }
             if let (Some(address), b'T' | b't' | b'W' | b'w') = (address, kind) {
                 let at = u32::try_from(symbols.names.len()).map_err(|_| SymbolError::None)?;
                 symbols.entries.push(Entry { address, size: 0, name: at });
@@ -152,6 +168,11 @@ impl Symbols {
             Some((self.range(index)?, self.range(cold.get(&name).copied()?)?))
         };
         names().filter_map(pair).collect()
+    }
+
+    /// The address of `init_task`, `pcpu_hot` or `__per_cpu_offset`.
+    pub fn variable(&self, name: &str) -> Option<u64> {
+        self.variables.get(name).copied()
     }
 
     /// The virtual addresses that a physical one may be loaded for, with the difference.
@@ -231,11 +252,22 @@ fn table(
     }
 }
 
+/// Name and address of a symbol table entry, if it is one of the [`VARIABLES`].
+fn parse_variable(symbol: &[u8], names: &[u8]) -> Option<(&'static str, u64)> {
+    if symbol.get(4)? & 0xf != STT_OBJECT || u16_at(symbol, 6)? == SHN_UNDEF {
+        return None;
+    }
+    let name = names.get(usize::try_from(u32_at(symbol, 0)?).ok()?..)?;
+    let is = |known: &&&str| name.strip_prefix(known.as_bytes()).is_some_and(|rest| rest.starts_with(&[0]));
+    Some((VARIABLES.iter().find(is)?, u64_at(symbol, 8)?))
+}
+
 /// A symbol table entry, if it is defined code.
 fn parse_symbol(symbol: &[u8]) -> Option<Entry> {
     let kind = symbol.get(4)? & 0xf;
     let name = u32_at(symbol, 0)?;
-    if name == 0 || u16_at(symbol, 6)? == SHN_UNDEF || !matches!(kind, STT_NOTYPE | STT_FUNC) {
+    let section = u16_at(symbol, 6)?;
+    if name == 0 || matches!(section, SHN_UNDEF | SHN_ABS) || !matches!(kind, STT_NOTYPE | STT_FUNC) {
         return None;
     }
     Some(Entry { address: u64_at(symbol, 8)?, size: u64_at(symbol, 16)?, name })
@@ -287,6 +319,9 @@ mod tests {
             ("\x1b[31m", 2, 1, base + 0x30, 1),
             ("data", 1, 1, base + 0x24, 4),
             ("undefined", 2, 0, base + 0x25, 4),
+            ("constant", 0, SHN_ABS, 5, 0),
+            ("pcpu_hot", 1, 1, 0x1000, 64),
+            ("init_task_not", 1, 1, base, 64),
         ]);
         let symbols = Symbols::from_elf(file(&bytes).as_file()).unwrap();
         let lookup = |address| symbols.lookup(address);
@@ -296,7 +331,31 @@ mod tests {
         assert_eq!(lookup(0x1021).unwrap(), "second+0x1");
         assert_eq!(lookup(base + 0x30).unwrap(), "?[31m+0x0");
         assert_eq!(lookup(0), None);
+        assert_eq!(lookup(6), None);
+        assert_eq!(["pcpu_hot", "init_task"].map(|name| symbols.variable(name)), [Some(0x1000), None]);
         assert_eq!(lookup(u64::MAX), None);
+    }
+
+    #[test]
+    fn functions_have_bounds_whatever_labels_are_in_them() {
+        let base = KERNEL_HALF;
+        let bytes = with_symbols(&[
+            ("first", 2, 1, base, 0x20),
+            ("label", 0, 1, base + 0x10, 0),
+            ("first.cold", 2, 1, base + 0x40, 8),
+            ("assembly", 0, 1, base + 0x50, 0),
+            ("last", 0, 1, base + 0x60, 0),
+        ]);
+        let symbols = Symbols::from_elf(file(&bytes).as_file()).unwrap();
+        let found = |address| Some((symbols.function(address)?, symbols.bounds(address)?));
+        assert_eq!(found(base + 0x1f), Some(("first".into(), base..base + 0x20)));
+        assert_eq!(found(base + 0x20), Some(("label".into(), base + 0x10..base + 0x40)));
+        assert_eq!(found(base + 0x5f), Some(("assembly".into(), base + 0x50..base + 0x60)));
+        assert_eq!(found(base + 0x48), None);
+        // By its physical address.
+        assert_eq!(found(0x1011), Some(("first".into(), 0x1000..0x1020)));
+        assert_eq!(found(base + 0x60).unwrap().1, base + 0x60..base + 0x60 + MAX_UNSIZED);
+        assert_eq!(symbols.cold_parts(), [(base..base + 0x20, base + 0x40..base + 0x48)]);
     }
 
     #[test]
@@ -310,12 +369,14 @@ mod tests {
 
     #[test]
     fn reads_system_map() {
-        let map = b"0000000000000000 D per_cpu\nffffffff81000000 T _text\njunk\nffffffff81000040 t local\n";
+        let map = b"0000000000000000 D per_cpu\nffffffff81000000 T _text\njunk\nffffffff81000040 t local\n\
+            ffffffff82000000 D init_task\n";
         let symbols = Symbols::from_system_map(map.as_slice()).unwrap();
         assert_eq!(symbols.lookup(0xffff_ffff_8100_003f).unwrap(), "_text+0x3f");
         assert_eq!(symbols.lookup(0xffff_ffff_8100_0041).unwrap(), "local+0x1");
         assert_eq!(symbols.lookup(0xffff_ffff_8102_0041), None);
         assert_eq!(symbols.lookup(0x10), None);
+        assert_eq!(symbols.variable("init_task"), Some(0xffff_ffff_8200_0000));
     }
 
     proptest! {

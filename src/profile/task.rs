@@ -1,5 +1,5 @@
-//! The name of the program that a vCPU runs, from Linux' own variables: `pcpu_hot` begins with the vCPU's current task, and
-//! the name lies where the first task has its own.
+//! The name of the program that a vCPU runs, from Linux' own variables: `pcpu_hot`, or `current_task` before Linux 6.2 and
+//! after 6.14, begins with the vCPU's current task, and the name lies where the first task has its own.
 
 use crate::arch::x86_64::kernel::Symbols;
 use crate::arch::x86_64::space::Space;
@@ -34,7 +34,7 @@ impl Tasks {
     pub fn new(symbols: &Symbols) -> Option<Self> {
         Some(Self {
             first: symbols.variable("init_task")?,
-            current: symbols.variable("pcpu_hot")?,
+            current: symbols.variable("pcpu_hot").or_else(|| symbols.variable("current_task"))?,
             areas: symbols.variable("__per_cpu_offset")?,
             name: None,
             tries: 0,

@@ -116,14 +116,8 @@ fn the_cold_part_belongs_to_the_function() {
 }
 
 proptest! {
-    #[test]
-    fn any_code_is_looked_through_once(code in prop::collection::vec(any::<u8>(), 0..600), part in 0_u64..600) {
-        let end = code.len() as u64;
-        let parts = [START..START + end, START + part.min(end)..START + end];
-        let heights = analyse(&parts, reader(START, &code));
-        prop_assert!(heights.0.len() <= code.len());
-        prop_assert!(heights.0.iter().all(|(address, _)| (START..START + end).contains(address)));
-    }
+    // Some are long.
+    #![proptest_config(ProptestConfig::with_cases(16))]
 
     #[test]
     fn any_bounds_are_read_within_reason(start: u64, end: u64) {
@@ -133,5 +127,16 @@ proptest! {
             bytes.len()
         });
         prop_assert!(heights.0.len() as u64 <= 2 * MAX_PART);
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_code_is_looked_through_once(code in prop::collection::vec(any::<u8>(), 0..600), part in 0_u64..600) {
+        let end = code.len() as u64;
+        let parts = [START..START + end, START + part.min(end)..START + end];
+        let heights = analyse(&parts, reader(START, &code));
+        prop_assert!(heights.0.len() <= code.len());
+        prop_assert!(heights.0.iter().all(|(address, _)| (START..START + end).contains(address)));
     }
 }

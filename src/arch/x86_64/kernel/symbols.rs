@@ -13,7 +13,7 @@ const MAX_TABLE: u64 = 64 << 20;
 /// How far from a symbol without a size an address may be: assembly code.
 const MAX_UNSIZED: u64 = 64 << 10;
 /// Variables whose addresses are kept.
-const VARIABLES: [&str; 3] = ["init_task", "pcpu_hot", "__per_cpu_offset"];
+const VARIABLES: [&str; 4] = ["init_task", "pcpu_hot", "current_task", "__per_cpu_offset"];
 /// How the unlikely part of a function is called.
 const COLD: &str = ".cold";
 /// How many labels within a function are looked past.
@@ -170,7 +170,7 @@ impl Symbols {
         names().filter_map(pair).collect()
     }
 
-    /// The address of `init_task`, `pcpu_hot` or `__per_cpu_offset`.
+    /// The address of one of the variables that are kept; `None` of any other.
     pub fn variable(&self, name: &str) -> Option<u64> {
         self.variables.get(name).copied()
     }

@@ -24,9 +24,9 @@ const SECTION_HEADER_LEN: usize = 64;
 const SYMBOL_LEN: usize = 24;
 const PROGRAM_HEADER_LEN: usize = 56;
 const SHT_SYMTAB: u32 = 2;
+/// Flag of a section of code.
+const SHF_EXECINSTR: u64 = 4;
 const SHN_UNDEF: u16 = 0;
-/// Of constants.
-const SHN_ABS: u16 = 0xfff1;
 const STT_NOTYPE: u8 = 0;
 const STT_OBJECT: u8 = 1;
 const STT_FUNC: u8 = 2;
@@ -82,7 +82,10 @@ impl Symbols {
             read_table(file, offset, len)
         };
         let (symbols, names) = (contents(symtab)?, contents(strtab)?);
-        let entries = symbols.chunks_exact(SYMBOL_LEN).filter_map(parse_symbol).collect();
+        let flags = all.map(|section| u64_at(section, 8).unwrap_or_default());
+        let executable: Vec<bool> = flags.map(|flags| flags & SHF_EXECINSTR != 0).collect();
+        let entries = symbols.chunks_exact(SYMBOL_LEN);
+        let entries = entries.filter_map(|symbol| parse_symbol(symbol, &executable)).collect();
         let variables =
             symbols.chunks_exact(SYMBOL_LEN).filter_map(|symbol| parse_variable(symbol, &names)).collect();
         let segments = table(file, &header, 32, 56, PROGRAM_HEADER_LEN)?;
@@ -262,142 +265,16 @@ fn parse_variable(symbol: &[u8], names: &[u8]) -> Option<(&'static str, u64)> {
     Some((VARIABLES.iter().find(is)?, u64_at(symbol, 8)?))
 }
 
-/// A symbol table entry, if it is defined code.
-fn parse_symbol(symbol: &[u8]) -> Option<Entry> {
+/// A symbol table entry, if it is code: in one of the sections that are executable.
+fn parse_symbol(symbol: &[u8], executable: &[bool]) -> Option<Entry> {
     let kind = symbol.get(4)? & 0xf;
     let name = u32_at(symbol, 0)?;
-    let section = u16_at(symbol, 6)?;
-    if name == 0 || matches!(section, SHN_UNDEF | SHN_ABS) || !matches!(kind, STT_NOTYPE | STT_FUNC) {
+    let is_code = executable.get(usize::from(u16_at(symbol, 6)?)).copied().unwrap_or(false);
+    if name == 0 || !is_code || !matches!(kind, STT_NOTYPE | STT_FUNC) {
         return None;
     }
     Some(Entry { address: u64_at(symbol, 8)?, size: u64_at(symbol, 16)?, name })
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::arch::x86_64::kernel::fixture::{KERNEL_HALF, elf, file};
-
-    /// An ELF file with the symbols given as (name, info, section, address, size).
-    fn with_symbols(symbols: &[(&str, u8, u16, u64, u64)]) -> Vec<u8> {
-        let (mut table, mut names) = (vec![0; SYMBOL_LEN], vec![0]);
-        for (name, info, section, address, size) in symbols {
-            table.extend_from_slice(&(names.len() as u32).to_le_bytes());
-            table.extend_from_slice(&[*info, 0]);
-            table.extend_from_slice(&section.to_le_bytes());
-            table.extend_from_slice(&address.to_le_bytes());
-            table.extend_from_slice(&size.to_le_bytes());
-            names.extend_from_slice(name.as_bytes());
-            names.push(0);
-        }
-        let mut bytes = elf(0x1000, &[(0x1000, KERNEL_HALF, &[0; 64], 64)], &[]);
-        let (table_at, names_at) = (bytes.len(), bytes.len() + table.len());
-        let sections_at = names_at + names.len();
-        bytes.extend([table.as_slice(), &names].concat());
-        for (kind, at, len) in [(0_u32, 0, 0), (2, table_at, table.len()), (3, names_at, names.len())] {
-            let mut section = [0; SECTION_HEADER_LEN];
-            section[4..8].copy_from_slice(&kind.to_le_bytes());
-            section[24..32].copy_from_slice(&(at as u64).to_le_bytes());
-            section[32..40].copy_from_slice(&(len as u64).to_le_bytes());
-            section[40] = 2;
-            bytes.extend_from_slice(&section);
-        }
-        bytes[40..48].copy_from_slice(&(sections_at as u64).to_le_bytes());
-        bytes[60] = 3;
-        bytes
-    }
-
-    #[test]
-    fn finds_code_by_virtual_and_physical_address() {
-        let base = KERNEL_HALF;
-        let bytes = with_symbols(&[
-            ("second", 2, 1, base + 0x20, 0x10),
-            ("label", 0, 1, base + 0x20, 0),
-            ("first", 0x12, 1, base, 8),
-            ("\x1b[31m", 2, 1, base + 0x30, 1),
-            ("data", 1, 1, base + 0x24, 4),
-            ("undefined", 2, 0, base + 0x25, 4),
-            ("constant", 0, SHN_ABS, 5, 0),
-            ("pcpu_hot", 1, 1, 0x1000, 64),
-            ("init_task_not", 1, 1, base, 64),
-        ]);
-        let symbols = Symbols::from_elf(file(&bytes).as_file()).unwrap();
-        let lookup = |address| symbols.lookup(address);
-        assert_eq!(lookup(base).unwrap(), "first+0x0");
-        assert_eq!(lookup(base + 8), None);
-        assert_eq!(lookup(base + 0x2f).unwrap(), "second+0xf");
-        assert_eq!(lookup(0x1021).unwrap(), "second+0x1");
-        assert_eq!(lookup(base + 0x30).unwrap(), "?[31m+0x0");
-        assert_eq!(lookup(0), None);
-        assert_eq!(lookup(6), None);
-        assert_eq!(["pcpu_hot", "init_task"].map(|name| symbols.variable(name)), [Some(0x1000), None]);
-        assert_eq!(lookup(u64::MAX), None);
-    }
-
-    #[test]
-    fn functions_have_bounds_whatever_labels_are_in_them() {
-        let base = KERNEL_HALF;
-        let bytes = with_symbols(&[
-            ("first", 2, 1, base, 0x20),
-            ("label", 0, 1, base + 0x10, 0),
-            ("first.cold", 2, 1, base + 0x40, 8),
-            ("assembly", 0, 1, base + 0x50, 0),
-            ("last", 0, 1, base + 0x60, 0),
-        ]);
-        let symbols = Symbols::from_elf(file(&bytes).as_file()).unwrap();
-        let found = |address| Some((symbols.function(address)?, symbols.bounds(address)?));
-        assert_eq!(found(base + 0x1f), Some(("first".into(), base..base + 0x20)));
-        assert_eq!(found(base + 0x20), Some(("label".into(), base + 0x10..base + 0x40)));
-        assert_eq!(found(base + 0x5f), Some(("assembly".into(), base + 0x50..base + 0x60)));
-        assert_eq!(found(base + 0x48), None);
-        // By its physical address.
-        assert_eq!(found(0x1011), Some(("first".into(), 0x1000..0x1020)));
-        assert_eq!(found(base + 0x60).unwrap().1, base + 0x60..base + 0x60 + MAX_UNSIZED);
-        assert_eq!(symbols.cold_parts(), [(base..base + 0x20, base + 0x40..base + 0x48)]);
-    }
-
-    #[test]
-    fn says_when_there_are_none() {
-        let stripped = elf(0x1000, &[(0x1000, 0, b"code", 4)], &[]);
-        assert!(matches!(Symbols::from_elf(file(&stripped).as_file()), Err(SymbolError::None)));
-        assert!(matches!(Symbols::from_elf(file(b"").as_file()), Err(SymbolError::None)));
-        let stub = b"ffffffffffffffff B The real System.map is in the linux-image-<version>-dbg package\n";
-        assert!(matches!(Symbols::from_system_map(stub.as_slice()), Err(SymbolError::None)));
-    }
-
-    #[test]
-    fn reads_system_map() {
-        let map = b"0000000000000000 D per_cpu\nffffffff81000000 T _text\njunk\nffffffff81000040 t local\n\
-            ffffffff82000000 D init_task\n";
-        let symbols = Symbols::from_system_map(map.as_slice()).unwrap();
-        assert_eq!(symbols.lookup(0xffff_ffff_8100_003f).unwrap(), "_text+0x3f");
-        assert_eq!(symbols.lookup(0xffff_ffff_8100_0041).unwrap(), "local+0x1");
-        assert_eq!(symbols.lookup(0xffff_ffff_8102_0041), None);
-        assert_eq!(symbols.lookup(0x10), None);
-        assert_eq!(symbols.variable("init_task"), Some(0xffff_ffff_8200_0000));
-    }
-
-    proptest! {
-        #[test]
-        fn survives_damage(damage in prop::collection::vec((0_usize..600, any::<u8>()), 1..8), address: u64) {
-            let mut bytes = with_symbols(&[("a", 2, 1, 0x1000, 0), ("b", 2, 1, u64::MAX, 9)]);
-            for (at, value) in damage {
-                if let Some(byte) = bytes.get_mut(at) {
-                    *byte = value;
-                }
-            }
-            if let Ok(symbols) = Symbols::from_elf(file(&bytes).as_file()) {
-                for address in [address, 0x1000, u64::MAX] {
-                    prop_assert!(symbols.lookup(address).is_none_or(|name| name.contains("+0x")));
-                }
-            }
-        }
-
-        #[test]
-        fn survives_any_map(map in prop::collection::vec(any::<u8>(), 0..500)) {
-            let _ = Symbols::from_system_map(map.as_slice());
-        }
-    }
-}
+mod tests;

@@ -50,7 +50,7 @@ pub(super) fn prepare(args: &RunArgs, config: &mut MachineConfig) -> Result<Opti
     };
     let symbols = symbols(config).map(Arc::new);
     config.profile = Some(Options { hz: args.hz.unwrap_or(DEFAULT_HZ), symbols });
-    let title = format!("Guest: {}, {} vCPU", config.guest_title(), config.cpus);
+    let title = format!("Guest: {}; vCPUs: {}", config.guest_title(), config.cpus);
     Ok(Some(Output { path, target, title }))
 }
 
@@ -101,6 +101,7 @@ fn draw(profile: &Profile, title: String, to: &mut Vec<u8>) -> io::Result<()> {
     let mut options = flamegraph::Options::default();
     options.title = title;
     options.subtitle = Some(summary(&profile.totals));
+    options.text_truncate_direction = flamegraph::TextTruncateDirection::Right;
     options.deterministic = true;
     options.hash = true;
     // It refuses a graph without samples.

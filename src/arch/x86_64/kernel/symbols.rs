@@ -265,15 +265,18 @@ fn parse_variable(symbol: &[u8], names: &[u8]) -> Option<(&'static str, u64)> {
     Some((VARIABLES.iter().find(is)?, u64_at(symbol, 8)?))
 }
 
-/// A symbol table entry, if it is code: in one of the sections that are executable.
+/// A symbol table entry, if it is code: in a section that is executable, or in another one in the kernel's half of the
+/// addresses, as are stubs. The symbols of small value that a kernel has besides are constants and per-CPU data.
 fn parse_symbol(symbol: &[u8], executable: &[bool]) -> Option<Entry> {
     let kind = symbol.get(4)? & 0xf;
     let name = u32_at(symbol, 0)?;
-    let is_code = executable.get(usize::from(u16_at(symbol, 6)?)).copied().unwrap_or(false);
-    if name == 0 || !is_code || !matches!(kind, STT_NOTYPE | STT_FUNC) {
+    let address = u64_at(symbol, 8)?;
+    let executable = executable.get(usize::from(u16_at(symbol, 6)?)).copied().unwrap_or(false);
+    let stub = u16_at(symbol, 6)? != SHN_UNDEF && address >> 63 == 1;
+    if name == 0 || !(executable || stub) || !matches!(kind, STT_NOTYPE | STT_FUNC) {
         return None;
     }
-    Some(Entry { address: u64_at(symbol, 8)?, size: u64_at(symbol, 16)?, name })
+    Some(Entry { address, size: u64_at(symbol, 16)?, name })
 }
 
 #[cfg(test)]

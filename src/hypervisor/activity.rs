@@ -32,6 +32,7 @@ impl From<Reason> for Doing {
             | Reason::Request(port)
             | Reason::Refused(port) => Self::Port(port),
             Reason::MmioRead(address) | Reason::MmioWrite(address) => Self::Memory(address),
+            // It is the port by which a stub hands it over.
             Reason::Exception(vector) => Self::Port(vector.into()),
             Reason::Halt | Reason::Interrupted | Reason::Other => Self::Other,
         }

@@ -16,8 +16,11 @@ impl Profile {
     fn of(boot: impl FnOnce(&[&str]) -> Option<Run>) -> Option<(Self, Run)> {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("out.folded");
-        let run = boot(&["--hz", "2000", "--profile", path.to_str().expect("a path in UTF-8")])?;
+        let run = boot(&["--stats", "--hz", "2000", "--profile", path.to_str().expect("a path in UTF-8")])?;
         assert_eq!(run.code, Some(0), "{}", run.stderr);
+        // One does not keep the other from being told.
+        let told = ["exits to Tandem", "tandem: profile: "].map(|words| run.stderr.find(words));
+        assert!(told.is_sorted() && told[0].is_some(), "{}", run.stderr);
         let text = fs::read_to_string(&path).expect("a profile");
         let line = |line: &str| {
             let (stack, count) = line.rsplit_once(' ').expect("a count");

@@ -1,7 +1,8 @@
 //! Tandem: a lightweight virtual machine monitor on KVM.
 //!
 //! The rooms, from the top down; each may use those below it: `cli`, `lab`, `report`, `bench`, `container`,
-//! `machine`, `ring3`, `devices`, `arch`, `hypervisor`, `workload`, `milestone`, `host`. See `docs/architecture.md`.
+//! `machine`, `profile`, `ring3`, `devices`, `arch`, `hypervisor`, `workload`, `milestone`, `host`. See
+//! `docs/architecture.md`.
 
 pub mod arch;
 pub mod bench;
@@ -13,6 +14,7 @@ pub mod hypervisor;
 pub mod lab;
 pub mod machine;
 pub mod milestone;
+pub mod profile;
 pub mod report;
 pub mod ring3;
 pub mod workload;

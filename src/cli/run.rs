@@ -5,6 +5,7 @@ mod disk;
 mod dry_run;
 mod guest;
 mod insight;
+mod profile;
 mod resolve;
 mod summary;
 
@@ -93,6 +94,13 @@ pub struct RunArgs {
     /// Print the resolved configuration and the guest's memory map, and run nothing
     #[arg(long)]
     dry_run: bool,
+    /// Where the guest's time goes, as a flame graph, or as folded stacks if FILE ends in .folded or .txt; of a container:
+    /// how much is done around the workload, `default` or `minimal`
+    #[arg(long, value_name = "FILE|PROFILE")]
+    profile: Option<OsString>,
+    /// Samples a second and vCPU that --profile takes [default: 997]
+    #[arg(long, value_name = "N", requires = "profile", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    hz: Option<u32>,
     /// Print the milestones after the run, on stderr
     #[arg(long)]
     time: bool,
@@ -240,7 +248,7 @@ fn run_vm(
     // Looked up if a Linux guest or a message depends on it.
     let backend: Backend = LazyCell::new(|| KvmBackend::detect(Path::new("/")));
     let resolving = span("resolve the command line, read the kernel");
-    let config = match resolve::resolve(args, &backend) {
+    let mut config = match resolve::resolve(args, &backend) {
         Ok(config) => config,
         Err(error) => {
             report(&error);
@@ -254,6 +262,14 @@ fn run_vm(
     let insight = match args.insight.open() {
         Ok(insight) => insight,
         Err(code) => return code,
+    };
+    let profile = match profile::prepare(args, &mut config) {
+        Ok(profile) => profile,
+        Err(error) => {
+            report(&error);
+            supervisor.failed("vm", exit_code::CONFIGURATION, &error);
+            return exit_code::CONFIGURATION;
+        }
     };
     drop(resolving);
     let finished = {
@@ -270,7 +286,10 @@ fn run_vm(
     };
     stamps.stamp(Milestone::Clean);
     match finished {
-        Ok(finished) => summary::print(args, &config, &backend, stamps, &finished, supervisor, insight),
+        Ok(finished) => {
+            let code = summary::print(args, &config, &backend, stamps, &finished, supervisor, insight);
+            profile::write(profile, finished.profile.as_ref(), code)
+        }
         Err(error) => {
             report(&error);
             supervisor.failed("vm", exit_code::SETUP, &error);

@@ -20,6 +20,7 @@ use vmm_sys_util::errno;
 use vmm_sys_util::eventfd::EventFd;
 
 use self::run_page::RunPage;
+use super::activity::Doing;
 use super::exits::{Detail, Exits, Meter, Reason};
 use super::{
     Cause, Error, Exit, Hypervisor, Interrupter, MemoryRegion, Msi, RUN_CALL, Registers, Result, RunState,
@@ -255,6 +256,8 @@ impl SyncedVcpu for KvmVcpu {
 
     fn enter(&mut self) -> Result<Cause> {
         self.meter.entering();
+        let activity = &self.run_page.activity;
+        activity.set(Doing::Guest);
         // kvm-ioctls does not tell the item size of string I/O, so the shared page is read by our own; only its exits
         // without data are taken as they come.
         let (returned, reason) = match self.fd.run() {
@@ -278,8 +281,12 @@ impl SyncedVcpu for KvmVcpu {
             Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => {
                 (Returned::Plain(Exit::Interrupted), Reason::Interrupted)
             }
-            Err(e) => return Err(failed(RUN_CALL)(e)),
+            Err(e) => {
+                activity.set(Doing::Other);
+                return Err(failed(RUN_CALL)(e));
+            }
         };
+        activity.set(reason.into());
         self.meter.left(reason);
         self.returned = returned;
         Ok(Cause::of(reason))

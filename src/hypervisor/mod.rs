@@ -3,6 +3,7 @@
 //! [`kvm`] is the real thing; tests of the run loop have a scripted one. Register and CPUID blocks are the
 //! plain structures of `kvm-bindings`, which are the kernel's own ABI.
 
+pub mod activity;
 pub mod exits;
 #[cfg(test)]
 pub mod fake;
@@ -12,6 +13,7 @@ pub mod signal;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU8;
 
+use self::activity::Activity;
 use self::exits::{Detail, Exits, Meter, Reason};
 use kvm_bindings::{kvm_cpuid_entry2, kvm_msr_entry, kvm_regs, kvm_sregs};
 use thiserror::Error;
@@ -153,6 +155,18 @@ pub trait Vm: Send + Sync + 'static {
     fn bind_notification(&self, event: &EventFd, addr: u64, value: u32) -> Result<()>;
 }
 
+/// The bits of CR3 that are an address (Intel SDM vol. 3, 4.5.2).
+const PAGE_TABLE: u64 = 0x000f_ffff_ffff_f000;
+
+/// Whose code a vCPU executes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The kernel's, not a program's.
+    pub kernel: bool,
+    /// Guest-physical address of the page tables, which tells programs apart.
+    pub page_table: u64,
+}
+
 /// A virtual processor; used by one thread.
 pub trait Vcpu: Send + 'static {
     /// Sets the processor's identification and features.
@@ -175,6 +189,11 @@ pub trait Vcpu: Send + 'static {
 
     /// Guest-physical address of a guest-virtual one by the vCPU's current page tables, `None` if not mapped.
     fn translate(&self, virtual_addr: u64) -> Option<u64>;
+
+    /// Whose code these registers of the vCPU are in.
+    fn place(&self, _regs: &kvm_regs, sregs: &kvm_sregs) -> Place {
+        Place { kernel: sregs.cs.dpl == 0, page_table: sregs.cr3 & PAGE_TABLE }
+    }
 
     /// A handle by which other threads make [`Vcpu::run`] return [`Exit::Interrupted`].
     fn interrupter(&self) -> Arc<dyn Interrupter>;
@@ -272,6 +291,11 @@ pub trait Interrupter: Send + Sync {
     /// The byte by which [`request`](Self::request) does so, for a signal handler of the vCPU's own thread; it stays
     /// where it is as long as the vCPU exists.
     fn flag(&self) -> Option<&AtomicU8> {
+        None
+    }
+
+    /// What the vCPU's thread is doing.
+    fn activity(&self) -> Option<&Activity> {
         None
     }
 }

@@ -31,6 +31,7 @@ use crate::hypervisor::{self, Hypervisor, Vm};
 use crate::milestone::Stamps;
 use crate::milestone::supervisor::Supervisor;
 use crate::milestone::trace::span;
+use crate::profile::Profiler;
 use crate::ring3::{self, Board, Ring3Vcpu};
 use crate::workload::initramfs::InitramfsError;
 
@@ -132,8 +133,10 @@ pub fn build<H: Hypervisor>(
     drop(making);
     let setup = Setup { cpuid, linux: config.linux, entry: kernel.entry, protocol: config.protocol };
     let halt_check = HaltCheck::new(config.cpus);
-    let context =
-        Arc::new(VcpuContext { ports, mmio, memory, latch, stamps, halt_check, account: Mutex::default() });
+    let profiler = config.profile.clone();
+    let profiler = profiler.map(|options| Arc::new(Profiler::new(options, memory.clone(), config.cpus)));
+    let account = Mutex::default();
+    let context = Arc::new(VcpuContext { ports, mmio, memory, latch, stamps, halt_check, account, profiler });
     let threads = spawn_others(first, &vm, board.as_ref(), config.cpus)?;
     Ok(Machine { threads, setup: Arc::new(setup), context, events, devices, board })
 }

@@ -16,6 +16,7 @@ use crate::arch::x86_64::tables::check_command_line;
 use crate::devices::virtio::block::disk::{Disk, DiskError, DiskOptions, Engine};
 use crate::host::limits;
 use crate::host::paths::{RING3, STANDARD};
+use crate::profile;
 use crate::ring3::abi;
 use crate::workload::initramfs::Initramfs;
 
@@ -173,6 +174,8 @@ pub struct MachineConfig {
     pub timeout: Option<Duration>,
     /// The host's KVM is software.
     pub software_kvm: bool,
+    /// The run is sampled.
+    pub profile: Option<profile::Options>,
 }
 
 impl MachineConfig {
@@ -302,6 +305,7 @@ impl Hardware {
             escape_key: software.escape_key,
             timeout: request.timeout,
             software_kvm: software.software_kvm,
+            profile: None,
         })
     }
 }

@@ -19,6 +19,7 @@ mod frames;
 mod host_io;
 mod interrupts;
 mod mapped;
+mod outside;
 mod run;
 mod stream;
 mod vcpu;

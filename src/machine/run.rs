@@ -11,6 +11,7 @@ use super::events::EventSink;
 use super::host_io::{ConsoleRole, HostIo, SerialEnd};
 use super::log::LogTail;
 use super::outcome::Outcome;
+use super::outside::names;
 use super::stats::Stats;
 use super::stop::{StopLatch, StopReason};
 use super::stream::Streams;
@@ -22,6 +23,7 @@ use crate::hypervisor::{Hypervisor, signal};
 use crate::milestone::supervisor::Supervisor;
 use crate::milestone::trace::span;
 use crate::milestone::{Milestone, Stamps};
+use crate::profile::{Profile, Ticker};
 
 /// What is left of a machine.
 pub struct Finished {
@@ -39,6 +41,8 @@ pub struct Finished {
     pub exits: Exits,
     /// What it has done and used in detail, if the process records.
     pub stats: Option<Stats>,
+    /// Where its vCPUs were found, if that was asked for.
+    pub profile: Option<Profile>,
 }
 
 /// Lines of the log that are kept for the explanation of a failure.
@@ -68,6 +72,7 @@ impl Machine {
         let latch = context.latch.clone();
         // Dropped with the loop, before anything is said about the end.
         let terminal = if config.escape_key { RawMode::enter(std::io::stdin())? } else { None };
+        let ticker = context.profiler.clone().map(Ticker::start).transpose().map_err(BuildError::Thread)?;
         stamps.stamp(Milestone::Ready);
         threads.iter().for_each(|thread| thread.start((setup.clone(), context.clone())));
         let preparing = span("set the event loop up, configure the vCPUs");
@@ -86,6 +91,7 @@ impl Machine {
         latch.request(StopReason::Internal("the event loop ended".into()));
         stamps.stamp(Milestone::Stopped);
         let stopping = span("stop the vCPUs");
+        drop(ticker);
         devices.close();
         threads.iter().for_each(VcpuThread::interrupt);
         let finished = configured.and_then(|()| {
@@ -94,14 +100,17 @@ impl Machine {
             drop(stopping);
             let _span = span("drain the output");
             let unused_disks = devices.unused_disks();
+            let ring3 = board.is_some();
             let isolated = board.map(|board| board.is_isolated());
             let mut account = context.account.lock().unwrap_or_else(PoisonError::into_inner);
             let (exits, stats) = (account.exits, Stats::take(&context, &mut account));
+            let profile = context.profiler.as_ref().map(|profiler| profiler.finish(names(&context, ring3)));
             Ok(Finished {
                 isolated,
                 unused_disks,
                 exits,
                 stats,
+                profile,
                 ..finish(event_loop?, failure, &latch, &events)
             })
         });
@@ -133,7 +142,8 @@ fn finish(
     let log = event_loop.io().log();
     let outcome = Outcome { reason: explain_by_log(reason, log), command: events.command() };
     let log = log.last_lines(LOG_LINES);
-    Finished { outcome, log, unread, isolated: None, unused_disks: 0, exits: Exits::default(), stats: None }
+    let (exits, stats, profile) = (Exits::default(), None, None);
+    Finished { outcome, log, unread, isolated: None, unused_disks: 0, exits, stats, profile }
 }
 
 /// A reset or halt right after a panic in the log is the panic's.

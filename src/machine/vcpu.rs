@@ -25,6 +25,7 @@ use crate::hypervisor::exits::{Detail, Exits};
 use crate::hypervisor::{Error, Exit, Interrupter, RUN_CALL, RunState, Vcpu, signal};
 use crate::milestone::trace::span;
 use crate::milestone::{Milestone, Stamps};
+use crate::profile::Profiler;
 
 const INTERNAL_ERROR_EMULATION: u32 = kvm_bindings::KVM_INTERNAL_ERROR_EMULATION;
 /// EFLAGS.IF (Intel SDM vol. 1, 3.4.3).
@@ -46,6 +47,8 @@ pub struct VcpuContext {
     pub halt_check: HaltCheck,
     /// What vCPUs that have stopped have done.
     pub account: Mutex<Account>,
+    /// Takes samples, if asked for.
+    pub profiler: Option<Arc<Profiler>>,
 }
 
 /// What vCPUs have done.
@@ -125,6 +128,9 @@ impl HaltCheck {
 /// Runs a vCPU until the machine stops.
 pub fn run<V: Vcpu>(id: u8, vcpu: &mut V, context: &VcpuContext) {
     let interrupter = vcpu.interrupter();
+    if let Some(profiler) = &context.profiler {
+        profiler.join(id, &interrupter);
+    }
     let mut released_in = 0;
     while !context.latch.is_set() {
         let end = match vcpu.run() {
@@ -142,6 +148,9 @@ pub fn run<V: Vcpu>(id: u8, vcpu: &mut V, context: &VcpuContext) {
             }
             Ok(Exit::Interrupted) => {
                 interrupter.clear();
+                if let Some(profiler) = &context.profiler {
+                    profiler.sample(id, vcpu);
+                }
                 if context.latch.is_set() {
                     continue;
                 }
@@ -171,6 +180,9 @@ pub fn run<V: Vcpu>(id: u8, vcpu: &mut V, context: &VcpuContext) {
             context.memory.read(bytes, GuestAddress(address)).unwrap_or(0)
         });
         context.latch.request(StopReason::Fault(Box::new(fault)));
+    }
+    if let Some(profiler) = &context.profiler {
+        profiler.leave(id);
     }
     let (exits, detail) = vcpu.finish();
     // Nobody panics while the lock is held.

@@ -6,8 +6,8 @@ use super::abi::field;
 use super::decode::{Instruction, Memory, Operand, RSP, Segment};
 use super::inject::{Event, Frame, vector};
 use super::shared::SharedPage;
-use super::space::Space;
 use super::state::{DR6_RESET, State, Table};
+use crate::arch::x86_64::space::Space;
 use crate::hypervisor::{Registers, SyncedVcpu};
 
 const CR0_TS: u64 = 1 << 3;

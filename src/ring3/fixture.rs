@@ -6,9 +6,9 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use super::abi::{self, field};
 use super::inject::Frame;
 use super::shared::SharedPage;
-use super::space::Space;
 use super::state::{State, Table};
 use super::{USER_CODE_64, USER_DATA};
+use crate::arch::x86_64::space::Space;
 use crate::hypervisor::Registers;
 
 /// Added to a physical address: where the kernel is.

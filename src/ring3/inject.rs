@@ -5,9 +5,9 @@ use kvm_bindings::kvm_regs;
 
 use super::abi::field;
 use super::shared::SharedPage;
-use super::space::Space;
 use super::state::State;
 use super::{KERNEL_CODE, KERNEL_DATA, RFLAGS_IF, USER_CODE_64, USER_DATA, is_kernel};
+use crate::arch::x86_64::space::Space;
 use crate::hypervisor::Registers;
 
 /// Exception vectors that are treated specially (Intel SDM vol. 3, table 6-1).

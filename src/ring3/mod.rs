@@ -26,7 +26,6 @@ pub mod names;
 mod processors;
 mod requests;
 mod shared;
-mod space;
 mod start;
 mod state;
 mod vcpu;

@@ -7,10 +7,10 @@ use super::decode::{self, Instruction, MAX_LEN};
 use super::emulate::{Context, Done};
 use super::inject::{self, Event, Frame, TripleFault, gate, vector};
 use super::shared::SharedPage;
-use super::space::Space;
 use super::start::shared_page;
 use super::state::{Activity, State};
 use super::{KERNEL_CODE, KERNEL_DATA, USER_CODE_32, USER_CODE_64, USER_DATA};
+use crate::arch::x86_64::space::Space;
 use crate::hypervisor::{Registers, SyncedVcpu};
 
 /// The error code of a page fault has this bit if user code was at work; all code looks like that to the processor.

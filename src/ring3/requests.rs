@@ -3,7 +3,7 @@
 use super::abi::BAD_ADDRESS;
 use super::board::Console;
 use super::decode::MAX_LEN;
-use super::space::Space;
+use crate::arch::x86_64::space::Space;
 
 /// Bytes of one request; a guest that has more asks again.
 const MOST: u64 = 64 << 10;

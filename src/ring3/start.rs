@@ -5,10 +5,10 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 use super::abi::{BAD_ADDRESS, INVALID, StartBlock};
 use super::inject::Frame;
-use super::space::{Access, Space};
 use super::state::{Activity, DR6_RESET, State, Table};
 use super::{USER_CODE_64, USER_DATA};
 use crate::arch::x86_64::layout::PAGE_SIZE;
+use crate::arch::x86_64::space::{Access, Space};
 use crate::hypervisor::Registers;
 
 /// Bits of CR3 that are a page table's address.

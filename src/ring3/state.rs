@@ -7,7 +7,7 @@ use vm_memory::GuestMemoryMmap;
 
 use super::inject::Frame;
 use super::is_kernel;
-use super::space::Space;
+use crate::arch::x86_64::space::Space;
 
 /// DR6 after reset (Intel SDM vol. 3, 17.2): the reserved bits that are one.
 pub const DR6_RESET: u64 = 0xffff_0ff0;

@@ -14,8 +14,9 @@ use super::controller::Controller;
 use super::monitor::{self, Dead, Handled, Obstacle};
 use super::shared::SharedPage;
 use super::state::{Activity, State};
+use crate::hypervisor::activity::{self, Doing};
 use crate::hypervisor::exits::{Detail, Exits};
-use crate::hypervisor::{Exit, Interrupter, Registers, Result, RunState, SyncedVcpu, Vcpu, signal};
+use crate::hypervisor::{Exit, Interrupter, Place, Registers, Result, RunState, SyncedVcpu, Vcpu, signal};
 
 /// How soon to try again to inject an interrupt that came at the wrong moment, which lasts for a few instructions.
 const RETRY_SOON: Duration = Duration::from_micros(100);
@@ -91,6 +92,9 @@ impl Interrupter for Waker {
     }
     fn flag(&self) -> Option<&std::sync::atomic::AtomicU8> {
         self.inner.flag()
+    }
+    fn activity(&self) -> Option<&activity::Activity> {
+        self.inner.activity()
     }
 }
 
@@ -218,6 +222,10 @@ impl<V: SyncedVcpu> Ring3Vcpu<V> {
 
     fn sleep(&mut self, time: Option<Duration>) -> Exit<'static> {
         self.counts.sleeps += 1;
+        if let Some(activity) = self.interrupter.activity() {
+            let waiting = self.state.activity == Activity::Waiting;
+            activity.set(if waiting { Doing::Waiting } else { Doing::Halted });
+        }
         let controller = &self.controller;
         self.vcpu.meter().sleep(|| controller.sleep(time));
         Exit::Interrupted
@@ -307,6 +315,13 @@ impl<V: SyncedVcpu> Vcpu for Ring3Vcpu<V> {
 
     fn translate(&self, virtual_addr: u64) -> Option<u64> {
         self.vcpu.translate(virtual_addr)
+    }
+
+    fn place(&self, regs: &kvm_regs, sregs: &kvm_sregs) -> Place {
+        // The stubs are at CPL 0, with a program's page tables too.
+        let kernel = sregs.cs.dpl == 0 || self.state.is_kernel_code(sregs.cr3, regs.rip);
+        let Place { page_table, .. } = self.vcpu.place(regs, sregs);
+        Place { kernel, page_table: page_table & !self.state.isolation }
     }
 
     fn interrupter(&self) -> Arc<dyn Interrupter> {

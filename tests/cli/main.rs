@@ -106,6 +106,11 @@ fn options_that_cannot_work() {
         (&["run", "--disk", "image,ro"], "readonly"),
         (&["run", "--disk", "image", "--root-disk", "--root", "/"], "cannot be used with"),
         (&["run", "--root-disk"], "--disk"),
+        (&["run", "--hz", "100"], "--profile"),
+        (&["run", "--profile", "x.svg", "--hz", "10001"], "10000"),
+        (&["run", "--profile", "x.svg", "--hz", "0"], "1..=10000"),
+        (&["run", "--as", "container", "--profile", "x.svg", "--", "true"], "virtual machine"),
+        (&["run", "--as", "container", "--profile", "default", "--hz", "9", "--", "true"], "--hz"),
         (&["frobnicate"], "frobnicate"),
     ] {
         let run = cli(args);

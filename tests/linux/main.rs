@@ -10,6 +10,7 @@ mod disk_errors;
 mod disk_load;
 mod hung_disk;
 mod insight;
+mod profile;
 mod ring3;
 mod ring3_smp;
 mod root_disk;

@@ -1,6 +1,7 @@
 //! Runs the `tandem` binary on a nano-guest under a watchdog.
 
 use super::asm::Asm;
+use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::process::CommandExt;
@@ -37,6 +38,17 @@ impl Run {
     }
 }
 
+/// The program under test.
+pub fn tandem() -> OsString {
+    std::env::var_os("TANDEM_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_tandem").into())
+}
+
+/// Whether there is KVM; says that the test is skipped otherwise.
+pub fn kvm_is_there(test: &str) -> bool {
+    let opened = OpenOptions::new().read(true).write(true).open("/dev/kvm");
+    opened.inspect_err(|error| skip(test, &format!("/dev/kvm: {error}"))).is_ok()
+}
+
 /// A running machine.
 pub struct Machine {
     child: Child,
@@ -47,8 +59,7 @@ pub struct Machine {
 impl Machine {
     /// Starts the guest, or says why that cannot be done here and returns `None`: the test is skipped.
     pub fn start(test: &str, guest: Asm, options: &[&str]) -> Option<Self> {
-        if let Err(error) = OpenOptions::new().read(true).write(true).open("/dev/kvm") {
-            skip(test, &format!("/dev/kvm: {error}"));
+        if !kvm_is_there(test) {
             return None;
         }
         let boot = if guest.is_pvh() { "pvh" } else { "linux64" };
@@ -56,7 +67,7 @@ impl Machine {
         let memory = if options.contains(&"--memory") { &[][..] } else { &["--memory", "128M"] };
         let mut kernel = tempfile::NamedTempFile::new().expect("a temporary file");
         kernel.write_all(&guest.into_elf()).expect("writing the guest");
-        let binary = std::env::var_os("TANDEM_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_tandem").into());
+        let binary = tandem();
         let mut command = Command::new(&binary);
         // SAFETY: signal is async-signal-safe. Signals that this process ignores, as under nohup, are to arrive.
         unsafe {

@@ -6,6 +6,7 @@
 mod asm;
 mod guests;
 mod harness;
+mod profile;
 mod ring3;
 mod ring3_guests;
 mod ring3_several;

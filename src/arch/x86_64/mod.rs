@@ -13,5 +13,6 @@ pub mod paging;
 pub mod protocol;
 mod pvh;
 pub mod registers;
+pub mod space;
 pub mod tables;
 mod zero_page;

@@ -1,5 +1,6 @@
 //! `tandem run --as container`.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
@@ -23,9 +24,6 @@ use crate::workload::initramfs::{Command, CommandError};
 #[derive(Debug, Default, Args)]
 #[command(next_help_heading = "With --as container")]
 pub struct ContainerArgs {
-    /// How much is done around the workload [default: default]
-    #[arg(long, value_enum, value_name = "PROFILE")]
-    profile: Option<Profile>,
     /// Let the workload change the root directory itself; else what it writes is discarded
     #[arg(long, conflicts_with = "readonly")]
     writable: bool,
@@ -50,6 +48,11 @@ enum Profile {
 enum ContainerError {
     #[error("{0} is for virtual machines: leave it out, or --as container")]
     OptionOfVm(&'static str),
+    #[error(
+        "--profile {}: a container's is default or minimal; a flame graph is of a virtual machine, without --as container",
+        .0.display()
+    )]
+    Profile(OsString),
     #[error(transparent)]
     Config(#[from] ConfigError),
     #[error(transparent)]
@@ -74,12 +77,8 @@ impl ContainerError {
 impl ContainerArgs {
     /// The first of these options that was given.
     pub(super) fn given(&self) -> Option<&'static str> {
-        let options = [
-            (self.profile.is_some(), "--profile"),
-            (self.writable, "--writable"),
-            (self.readonly, "--readonly"),
-            (self.pids.is_some(), "--pids"),
-        ];
+        let options =
+            [(self.writable, "--writable"), (self.readonly, "--readonly"), (self.pids.is_some(), "--pids")];
         options.into_iter().find_map(|(given, name)| given.then_some(name))
     }
 
@@ -90,12 +89,15 @@ impl ContainerArgs {
             _ => RootMode::Overlay,
         }
     }
+}
 
-    fn profile(&self) -> container::Profile {
-        match self.profile {
-            Some(Profile::Minimal) => container::Profile::Minimal,
-            Some(Profile::Default) | None => container::Profile::Default,
-        }
+/// The profile that is named.
+fn profile(args: &RunArgs) -> Result<container::Profile, ContainerError> {
+    let Some(name) = &args.profile else { return Ok(container::Profile::Default) };
+    let profile = name.to_str().and_then(|name| Profile::from_str(name, false).ok());
+    match profile.ok_or_else(|| ContainerError::Profile(name.clone()))? {
+        Profile::Default => Ok(container::Profile::Default),
+        Profile::Minimal => Ok(container::Profile::Minimal),
     }
 }
 
@@ -114,6 +116,7 @@ fn option_of_vm(args: &RunArgs) -> Option<&'static str> {
         (!matches!(args.bzimage_decompress, Decompress::Host), "--bzimage-decompress"),
         (args.console != ConsoleChoice::Serial, "--console"),
         (args.verbose, "--verbose"),
+        (args.hz.is_some(), "--hz"),
     ];
     options.into_iter().find_map(|(given, name)| given.then_some(name))
 }
@@ -177,7 +180,7 @@ fn configure(args: &RunArgs, supervisor: &Supervisor) -> Result<Config, Containe
         guest: built.dir,
         manifest: command.manifest()?,
         hostname: HOSTNAME.into(),
-        profile: args.container.profile(),
+        profile: profile(args)?,
         limits: Limits { memory: args.memory, cpus: args.cpus, pids: args.container.pids },
         timeout: args.timeout,
     })?)

@@ -102,7 +102,7 @@ fn check_isolation(promised: bool, init_started: bool, isolated: Option<bool>) -
 }
 
 /// The kernel's symbols: its own, or those of the System.map beside it, as for a bzImage.
-fn symbols(config: &MachineConfig) -> Option<Symbols> {
+pub(super) fn symbols(config: &MachineConfig) -> Option<Symbols> {
     let beside =
         || Symbols::from_system_map(File::open(config.kernel.path().with_file_name("System.map")).ok()?).ok();
     config.kernel.symbols().ok().or_else(beside)

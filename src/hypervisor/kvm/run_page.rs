@@ -11,6 +11,7 @@ use kvm_bindings::{
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::errno;
 
+use crate::hypervisor::activity::Activity;
 use crate::hypervisor::{Error, Exit, Interrupter, PortData, Result};
 
 /// A mapping of our own, beside that of `kvm-ioctls`: it lives as long as whoever may want to interrupt the vCPU, and
@@ -18,10 +19,12 @@ use crate::hypervisor::{Error, Exit, Interrupter, PortData, Result};
 pub(super) struct RunPage {
     start: NonNull<kvm_run>,
     len: usize,
+    /// What the vCPU's thread is doing.
+    pub(super) activity: Activity,
 }
 
-// SAFETY: the pages are shared memory that stays mapped until drop. Other threads reach only `immediate_exit`, through
-// an atomic; all else is used by the vCPU's own thread, between two runs.
+// SAFETY: the pages are shared memory that stays mapped until drop. Other threads reach only `immediate_exit` and
+// `activity`, which are atomics; all else is used by the vCPU's own thread, between two runs.
 unsafe impl Send for RunPage {}
 // SAFETY: as above.
 unsafe impl Sync for RunPage {}
@@ -41,7 +44,7 @@ impl RunPage {
         };
         match NonNull::new(start.cast::<kvm_run>()) {
             Some(start) if start.as_ptr().cast() != libc::MAP_FAILED && len >= size_of::<kvm_run>() => {
-                Ok(Self { start, len })
+                Ok(Self { start, len, activity: Activity::default() })
             }
             _ => Err(Error {
                 call: format!("mapping {len} bytes of a vCPU's kvm_run"),
@@ -121,6 +124,10 @@ impl Interrupter for RunPage {
 
     fn flag(&self) -> Option<&AtomicU8> {
         Some(self.immediate_exit())
+    }
+
+    fn activity(&self) -> Option<&Activity> {
+        Some(&self.activity)
     }
 }
 

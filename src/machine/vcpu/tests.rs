@@ -35,8 +35,40 @@ fn machine(vcpus: u8) -> (Arc<VcpuContext>, Arc<Device>) {
         stamps: Arc::default(),
         halt_check: HaltCheck::new(vcpus),
         account: Mutex::default(),
+        profiler: None,
     };
     (Arc::new(context), device)
+}
+
+/// What these vCPUs are found at while they are sampled for a while.
+fn profile(scripts: Vec<Vec<Step>>) -> crate::profile::Profile {
+    let (mut context, _) = machine(scripts.len() as u8);
+    let options = crate::profile::Options { hz: 2000, symbols: None };
+    let profiler = Arc::new(Profiler::new(options, context.memory.clone(), scripts.len() as u8));
+    Arc::get_mut(&mut context).unwrap().profiler = Some(profiler.clone());
+    let threads = start(scripts, &context);
+    let ticker = crate::profile::Ticker::start(profiler.clone()).unwrap();
+    thread::sleep(Duration::from_millis(200));
+    drop(ticker);
+    assert!(!context.latch.is_set());
+    context.latch.request(StopReason::Internal("enough".into()));
+    threads.iter().for_each(VcpuThread::interrupt);
+    threads.into_iter().for_each(VcpuThread::join);
+    profiler.finish(|doing| format!("{doing:?}"))
+}
+
+#[test]
+fn samples_tell_guest_code_from_halts_on_each_vcpu() {
+    let profile = profile(vec![vec![Step::Loop], vec![Step::Idle]]);
+    let names: Vec<_> = profile.folded.iter().filter_map(|line| line.rsplit_once(' ')).collect();
+    assert_eq!(
+        names.iter().map(|(name, _)| *name).collect::<Vec<_>>(),
+        ["vCPU 0;kernel;no symbol near 0x100000", "vCPU 1;Halted"]
+    );
+    let counts: u64 = names.iter().map(|(_, count)| count.parse::<u64>().unwrap()).sum();
+    assert_eq!(counts, profile.totals.samples);
+    assert!(profile.totals.samples >= 20 && profile.totals.achieved_hz() <= 2100.0, "{:?}", profile.totals);
+    assert!(profile.totals.spent > Duration::ZERO);
 }
 
 fn start(scripts: Vec<Vec<Step>>, context: &Arc<VcpuContext>) -> Vec<VcpuThread> {

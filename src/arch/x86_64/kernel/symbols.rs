@@ -1,7 +1,9 @@
 //! From a guest address to `name+0x2f`, by the kernel's own symbol table or a `System.map`.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use super::bytes::{u16_at, u32_at, u64_at};
@@ -10,14 +12,23 @@ use super::bytes::{u16_at, u32_at, u64_at};
 const MAX_TABLE: u64 = 64 << 20;
 /// How far from a symbol without a size an address may be: assembly code.
 const MAX_UNSIZED: u64 = 64 << 10;
+/// Variables whose addresses are kept.
+const VARIABLES: [&str; 4] = ["init_task", "pcpu_hot", "current_task", "__per_cpu_offset"];
+/// How the unlikely part of a function is called.
+const COLD: &str = ".cold";
+/// How many labels within a function are looked past.
+const MAX_LABELS: usize = 16;
 /// Longest name shown, in characters; Linux' are below 512.
 const MAX_NAME: usize = 256;
 const SECTION_HEADER_LEN: usize = 64;
 const SYMBOL_LEN: usize = 24;
 const PROGRAM_HEADER_LEN: usize = 56;
 const SHT_SYMTAB: u32 = 2;
+/// Flag of a section of code.
+const SHF_EXECINSTR: u64 = 4;
 const SHN_UNDEF: u16 = 0;
 const STT_NOTYPE: u8 = 0;
+const STT_OBJECT: u8 = 1;
 const STT_FUNC: u8 = 2;
 const PT_LOAD: u32 = 1;
 
@@ -40,6 +51,8 @@ pub struct Symbols {
     names: Vec<u8>,
     /// For code that runs before paging is set up: (physical address, length, virtual address) of each segment.
     segments: Vec<(u64, u64, u64)>,
+    /// Addresses of the [`VARIABLES`] that there are.
+    variables: HashMap<&'static str, u64>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -68,12 +81,18 @@ impl Symbols {
                 (u64_at(section, 24).unwrap_or_default(), u64_at(section, 32).unwrap_or_default());
             read_table(file, offset, len)
         };
-        let entries = contents(symtab)?.chunks_exact(SYMBOL_LEN).filter_map(parse_symbol).collect();
+        let (symbols, names) = (contents(symtab)?, contents(strtab)?);
+        let flags = all.map(|section| u64_at(section, 8).unwrap_or_default());
+        let executable: Vec<bool> = flags.map(|flags| flags & SHF_EXECINSTR != 0).collect();
+        let entries = symbols.chunks_exact(SYMBOL_LEN);
+        let entries = entries.filter_map(|symbol| parse_symbol(symbol, &executable)).collect();
+        let variables =
+            symbols.chunks_exact(SYMBOL_LEN).filter_map(|symbol| parse_variable(symbol, &names)).collect();
         let segments = table(file, &header, 32, 56, PROGRAM_HEADER_LEN)?;
         let segments = segments.chunks_exact(PROGRAM_HEADER_LEN).filter(|s| u32_at(s, 0) == Some(PT_LOAD));
         let segments =
             segments.filter_map(|s| Some((u64_at(s, 24)?, u64_at(s, 40)?, u64_at(s, 16)?))).collect();
-        Self { entries, names: contents(strtab)?, segments }.sorted()
+        Self { entries, names, segments, variables }.sorted()
     }
 
     /// Reads a `System.map`: lines of address, type and name, as `nm` prints them; other lines are skipped.
@@ -91,6 +110,12 @@ impl Symbols {
             };
             let address =
                 std::str::from_utf8(address).ok().and_then(|text| u64::from_str_radix(text, 16).ok());
+            let known = VARIABLES.iter().find(|known| known.as_bytes() == name);
+            if let (Some(address), Some(name), b'D' | b'd' | b'B' | b'A' | b'R' | b'V') =
+                (address, known, kind)
+            {
+                symbols.variables.insert(name, address);
+            }
             if let (Some(address), b'T' | b't' | b'W' | b'w') = (address, kind) {
                 let at = u32::try_from(symbols.names.len()).map_err(|_| SymbolError::None)?;
                 symbols.entries.push(Entry { address, size: 0, name: at });
@@ -118,6 +143,71 @@ impl Symbols {
                 self.lookup_virtual(virt.checked_add(offset)?)
             })
         })
+    }
+
+    /// The name of the function that `address` lies in; early boot code as for [`lookup`](Self::lookup).
+    pub fn function(&self, address: u64) -> Option<String> {
+        let name = |address| self.name_of(self.index(address)?);
+        name(address).or_else(|| self.virtual_addresses(address).find_map(|(address, _)| name(address)))
+    }
+
+    /// Where the function that `address` lies in begins and ends; early boot code as for [`lookup`](Self::lookup).
+    pub fn bounds(&self, address: u64) -> Option<Range<u64>> {
+        let bounds = |address| self.range(self.index(address)?);
+        bounds(address).or_else(|| {
+            self.virtual_addresses(address).find_map(|(address, to_physical)| {
+                let range = bounds(address)?;
+                Some(range.start.wrapping_add(to_physical)..range.end.wrapping_add(to_physical))
+            })
+        })
+    }
+
+    /// The functions of which GCC has moved the unlikely part elsewhere, as `name.cold`: their bounds, and those of that.
+    pub fn cold_parts(&self) -> Vec<(Range<u64>, Range<u64>)> {
+        let names = || (0..self.entries.len()).filter_map(|index| Some((self.name_of(index)?, index)));
+        let cold: HashMap<String, usize> =
+            names().filter_map(|(name, index)| Some((name.strip_suffix(COLD)?.to_owned(), index))).collect();
+        let pair = |(name, index): (String, usize)| {
+            Some((self.range(index)?, self.range(cold.get(&name).copied()?)?))
+        };
+        names().filter_map(pair).collect()
+    }
+
+    /// The address of one of the variables that are kept; `None` of any other.
+    pub fn variable(&self, name: &str) -> Option<u64> {
+        self.variables.get(name).copied()
+    }
+
+    /// The virtual addresses that a physical one may be loaded for, with the difference.
+    fn virtual_addresses(&self, address: u64) -> impl Iterator<Item = (u64, u64)> {
+        self.segments.iter().filter_map(move |&(phys, len, virt)| {
+            let offset = address.checked_sub(phys).filter(|offset| *offset < len)?;
+            Some((virt.checked_add(offset)?, phys.wrapping_sub(virt)))
+        })
+    }
+
+    /// The function at a virtual address. A label within a function is none.
+    fn index(&self, address: u64) -> Option<usize> {
+        let last = self.entries.partition_point(|entry| entry.address <= address).checked_sub(1)?;
+        let covers = |index: &usize| self.range(*index).is_some_and(|range| range.contains(&address));
+        let sized = |index: &usize| self.entries.get(*index).is_some_and(|entry| entry.size > 0);
+        let mut around = (last.saturating_sub(MAX_LABELS)..=last).rev();
+        around.find(|index| sized(index) && covers(index)).or_else(|| Some(last).filter(covers))
+    }
+
+    fn name_of(&self, index: usize) -> Option<String> {
+        self.entries.get(index).map(|entry| self.name(entry))
+    }
+
+    /// The bounds of a symbol; of one without a size up to the next.
+    fn range(&self, index: usize) -> Option<Range<u64>> {
+        let entry = self.entries.get(index)?;
+        let unsized_end = || {
+            let next = self.entries.get(index + 1).map_or(u64::MAX, |next| next.address);
+            next.min(entry.address.saturating_add(MAX_UNSIZED))
+        };
+        let end = if entry.size == 0 { unsized_end() } else { entry.address.saturating_add(entry.size) };
+        Some(entry.address..end)
     }
 
     fn lookup_virtual(&self, address: u64) -> Option<String> {
@@ -165,112 +255,29 @@ fn table(
     }
 }
 
-/// A symbol table entry, if it is defined code.
-fn parse_symbol(symbol: &[u8]) -> Option<Entry> {
-    let kind = symbol.get(4)? & 0xf;
-    let name = u32_at(symbol, 0)?;
-    if name == 0 || u16_at(symbol, 6)? == SHN_UNDEF || !matches!(kind, STT_NOTYPE | STT_FUNC) {
+/// Name and address of a symbol table entry, if it is one of the [`VARIABLES`].
+fn parse_variable(symbol: &[u8], names: &[u8]) -> Option<(&'static str, u64)> {
+    if symbol.get(4)? & 0xf != STT_OBJECT || u16_at(symbol, 6)? == SHN_UNDEF {
         return None;
     }
-    Some(Entry { address: u64_at(symbol, 8)?, size: u64_at(symbol, 16)?, name })
+    let name = names.get(usize::try_from(u32_at(symbol, 0)?).ok()?..)?;
+    let is = |known: &&&str| name.strip_prefix(known.as_bytes()).is_some_and(|rest| rest.starts_with(&[0]));
+    Some((VARIABLES.iter().find(is)?, u64_at(symbol, 8)?))
+}
+
+/// A symbol table entry, if it is code: in a section that is executable, or in another one in the kernel's half of the
+/// addresses, as are stubs. The symbols of small value that a kernel has besides are constants and per-CPU data.
+fn parse_symbol(symbol: &[u8], executable: &[bool]) -> Option<Entry> {
+    let kind = symbol.get(4)? & 0xf;
+    let name = u32_at(symbol, 0)?;
+    let address = u64_at(symbol, 8)?;
+    let executable = executable.get(usize::from(u16_at(symbol, 6)?)).copied().unwrap_or(false);
+    let stub = u16_at(symbol, 6)? != SHN_UNDEF && address >> 63 == 1;
+    if name == 0 || !(executable || stub) || !matches!(kind, STT_NOTYPE | STT_FUNC) {
+        return None;
+    }
+    Some(Entry { address, size: u64_at(symbol, 16)?, name })
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::arch::x86_64::kernel::fixture::{KERNEL_HALF, elf, file};
-
-    /// An ELF file with the symbols given as (name, info, section, address, size).
-    fn with_symbols(symbols: &[(&str, u8, u16, u64, u64)]) -> Vec<u8> {
-        let (mut table, mut names) = (vec![0; SYMBOL_LEN], vec![0]);
-        for (name, info, section, address, size) in symbols {
-            table.extend_from_slice(&(names.len() as u32).to_le_bytes());
-            table.extend_from_slice(&[*info, 0]);
-            table.extend_from_slice(&section.to_le_bytes());
-            table.extend_from_slice(&address.to_le_bytes());
-            table.extend_from_slice(&size.to_le_bytes());
-            names.extend_from_slice(name.as_bytes());
-            names.push(0);
-        }
-        let mut bytes = elf(0x1000, &[(0x1000, KERNEL_HALF, &[0; 64], 64)], &[]);
-        let (table_at, names_at) = (bytes.len(), bytes.len() + table.len());
-        let sections_at = names_at + names.len();
-        bytes.extend([table.as_slice(), &names].concat());
-        for (kind, at, len) in [(0_u32, 0, 0), (2, table_at, table.len()), (3, names_at, names.len())] {
-            let mut section = [0; SECTION_HEADER_LEN];
-            section[4..8].copy_from_slice(&kind.to_le_bytes());
-            section[24..32].copy_from_slice(&(at as u64).to_le_bytes());
-            section[32..40].copy_from_slice(&(len as u64).to_le_bytes());
-            section[40] = 2;
-            bytes.extend_from_slice(&section);
-        }
-        bytes[40..48].copy_from_slice(&(sections_at as u64).to_le_bytes());
-        bytes[60] = 3;
-        bytes
-    }
-
-    #[test]
-    fn finds_code_by_virtual_and_physical_address() {
-        let base = KERNEL_HALF;
-        let bytes = with_symbols(&[
-            ("second", 2, 1, base + 0x20, 0x10),
-            ("label", 0, 1, base + 0x20, 0),
-            ("first", 0x12, 1, base, 8),
-            ("\x1b[31m", 2, 1, base + 0x30, 1),
-            ("data", 1, 1, base + 0x24, 4),
-            ("undefined", 2, 0, base + 0x25, 4),
-        ]);
-        let symbols = Symbols::from_elf(file(&bytes).as_file()).unwrap();
-        let lookup = |address| symbols.lookup(address);
-        assert_eq!(lookup(base).unwrap(), "first+0x0");
-        assert_eq!(lookup(base + 8), None);
-        assert_eq!(lookup(base + 0x2f).unwrap(), "second+0xf");
-        assert_eq!(lookup(0x1021).unwrap(), "second+0x1");
-        assert_eq!(lookup(base + 0x30).unwrap(), "?[31m+0x0");
-        assert_eq!(lookup(0), None);
-        assert_eq!(lookup(u64::MAX), None);
-    }
-
-    #[test]
-    fn says_when_there_are_none() {
-        let stripped = elf(0x1000, &[(0x1000, 0, b"code", 4)], &[]);
-        assert!(matches!(Symbols::from_elf(file(&stripped).as_file()), Err(SymbolError::None)));
-        assert!(matches!(Symbols::from_elf(file(b"").as_file()), Err(SymbolError::None)));
-        let stub = b"ffffffffffffffff B The real System.map is in the linux-image-<version>-dbg package\n";
-        assert!(matches!(Symbols::from_system_map(stub.as_slice()), Err(SymbolError::None)));
-    }
-
-    #[test]
-    fn reads_system_map() {
-        let map = b"0000000000000000 D per_cpu\nffffffff81000000 T _text\njunk\nffffffff81000040 t local\n";
-        let symbols = Symbols::from_system_map(map.as_slice()).unwrap();
-        assert_eq!(symbols.lookup(0xffff_ffff_8100_003f).unwrap(), "_text+0x3f");
-        assert_eq!(symbols.lookup(0xffff_ffff_8100_0041).unwrap(), "local+0x1");
-        assert_eq!(symbols.lookup(0xffff_ffff_8102_0041), None);
-        assert_eq!(symbols.lookup(0x10), None);
-    }
-
-    proptest! {
-        #[test]
-        fn survives_damage(damage in prop::collection::vec((0_usize..600, any::<u8>()), 1..8), address: u64) {
-            let mut bytes = with_symbols(&[("a", 2, 1, 0x1000, 0), ("b", 2, 1, u64::MAX, 9)]);
-            for (at, value) in damage {
-                if let Some(byte) = bytes.get_mut(at) {
-                    *byte = value;
-                }
-            }
-            if let Ok(symbols) = Symbols::from_elf(file(&bytes).as_file()) {
-                for address in [address, 0x1000, u64::MAX] {
-                    prop_assert!(symbols.lookup(address).is_none_or(|name| name.contains("+0x")));
-                }
-            }
-        }
-
-        #[test]
-        fn survives_any_map(map in prop::collection::vec(any::<u8>(), 0..500)) {
-            let _ = Symbols::from_system_map(map.as_slice());
-        }
-    }
-}
+mod tests;

@@ -133,3 +133,77 @@ impl<'a> Space<'a> {
         done
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const MEMORY: u64 = 2 << 20;
+    const PRESENT: u64 = ENTRY_PRESENT | ENTRY_WRITABLE;
+
+    fn memory(entries: &[(u64, u64)]) -> GuestMemoryMmap {
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY as usize)]).unwrap();
+        for (at, entry) in entries {
+            memory.write_obj(*entry, GuestAddress(*at)).unwrap();
+        }
+        memory
+    }
+
+    fn translate(memory: &GuestMemoryMmap, cr3: u64, cr4: u64, address: u64) -> Option<u64> {
+        let space = Space::new(memory, &kvm_sregs { cr3, cr4, ..kvm_sregs::default() });
+        space.translate(address, Access::Read).map(|address| address.0)
+    }
+
+    #[test]
+    fn pages_of_all_sizes_by_four_and_five_levels() {
+        // The second half of the address space: its first GiB by one page, then 2 MiB by one, then a page.
+        let base = 256 * 8;
+        let memory = memory(&[
+            (0x1000 + base, 0x2000 | PRESENT),
+            (0x2000, 0x4000_0000 | PRESENT | ENTRY_LARGE),
+            (0x2008, 0x3000 | PRESENT),
+            (0x3000, 0x20_0000 | PRESENT | ENTRY_LARGE),
+            (0x3008, 0x4000 | PRESENT),
+            (0x4000, 0x7000 | PRESENT),
+            (0x5000 + base, 0x6000 | PRESENT),
+            (0x6000, 0x2000 | PRESENT),
+        ]);
+        let four: u64 = 0xffff_8000_0000_0000;
+        let five: u64 = 0xff00_0000_0000_0000;
+        for (root, cr4, high) in [(0x1000, 0, four), (0x5000, CR4_LA57, five)] {
+            let at = |offset: u64| translate(&memory, root, cr4, high + offset);
+            assert_eq!(at(0x1234_5678), Some(0x5234_5678));
+            assert_eq!(at(0x4012_3456), Some(0x32_3456));
+            assert_eq!(at(0x4020_0abc), Some(0x7abc));
+            assert_eq!(at(0x4020_1000), None);
+            assert_eq!(at(0x8000_0000), None);
+            // Not canonical.
+            assert_eq!(translate(&memory, root, cr4, 1 << 60), None);
+        }
+    }
+
+    #[test]
+    fn tables_that_lead_to_themselves_end() {
+        let memory = memory(&[(0x1000, 0x1000 | PRESENT)]);
+        assert_eq!(translate(&memory, 0x1000, 0, 0x123), Some(0x1123));
+    }
+
+    proptest! {
+        #[test]
+        fn any_tables_are_walked(
+            entries in prop::collection::vec((0..MEMORY / 8, prop_oneof![any::<u64>(), (0..MEMORY).prop_map(|at| at | PRESENT)]), 0..200),
+            cr3: u64, cr4: u64, address: u64, len in 0_usize..20_000,
+        ) {
+            let entries: Vec<_> = entries.into_iter().map(|(index, entry)| (index * 8, entry)).collect();
+            let memory = memory(&entries);
+            for root in [cr3, cr3 % MEMORY] {
+                let space = Space::new(&memory, &kvm_sregs { cr3: root, cr4, ..kvm_sregs::default() });
+                let mut bytes = vec![0; len];
+                prop_assert!(space.read_some(address, &mut bytes) <= len);
+                let _ = space.read_u64s::<3>(address);
+            }
+        }
+    }
+}

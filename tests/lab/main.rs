@@ -5,6 +5,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod document;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

@@ -6,7 +6,8 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
 
-use super::config::{Config, Profile, RootMode};
+use super::config::{Config, RootMode};
+use super::layers::{Layer, Layers};
 use super::security::default_filter;
 use super::step::Step;
 
@@ -30,8 +31,10 @@ pub(super) struct Plan<'a> {
     /// A pipe from which a byte comes once the child is in its cgroup, if that takes its parent.
     pub go: Option<OwnedFd>,
     pub user: Option<UserMap>,
-    /// The seccomp filter; without one no paths are masked either.
+    /// The seccomp filter.
     pub filter: Option<Vec<libc::sock_filter>>,
+    /// What is left out.
+    pub without: Layers,
     pub mode: RootMode,
     pub root: &'a CStr,
     pub staging: &'a CStr,
@@ -63,7 +66,8 @@ impl<'a> Plan<'a> {
             hold: hold.map(|fd| raise(fd.as_raw_fd())).transpose().map_err(descriptor)?,
             go: go.map(|fd| raise(fd.as_raw_fd())).transpose().map_err(descriptor)?,
             user,
-            filter: (config.profile == Profile::Default).then(default_filter),
+            filter: (!config.without.contains(Layer::Seccomp)).then(default_filter),
+            without: config.without,
             mode: config.mode,
             root: &config.root_path,
             staging: &config.staging,

@@ -98,7 +98,7 @@ fn cells(rows: &[&Row], more: &str) -> Vec<Vec<String>> {
     cells
 }
 
-/// What lies between two values, on a scale from nothing to `most`: `#` is more, `-` less, `|` too little to be drawn.
+/// What lies between two values, on a scale from nothing to `most`: `=` is more, `-` less, `:` too little to be drawn.
 fn bar(from: f64, to: f64, most: f64) -> String {
     let at = |value: f64| {
         let at = (value / most * BAR as f64).round();
@@ -106,16 +106,16 @@ fn bar(from: f64, to: f64, most: f64) -> String {
         (at as usize).min(BAR)
     };
     let (low, high, drawn) = match (at(from), at(to)) {
-        (from, to) if from < to => (from, to, "#"),
+        (from, to) if from < to => (from, to, "="),
         (from, to) if from > to => (to, from, "-"),
-        (at, _) => (at.min(BAR - 1), at.min(BAR - 1) + 1, "|"),
+        (at, _) => (at.min(BAR - 1), at.min(BAR - 1) + 1, ":"),
     };
     format!("{}{}{}", ".".repeat(low), drawn.repeat(high - low), ".".repeat(BAR - high))
 }
 
 fn notes(results: &Results, summary: &Summary) -> Vec<String> {
     let mut notes = vec![
-        "waterfall: # what it takes more than the one that it is compared with, - less, | too little to be drawn"
+        "waterfall: = what it takes more than the one that it is compared with, - less, : too little to be drawn"
             .to_owned(),
         "of so many intervals one in twenty misses its value: repeat what surprises".into(),
         "the order of layers is part of each figure: what two share is counted for the first".into(),
@@ -193,9 +193,9 @@ mod tests {
 
     #[test]
     fn bars_lie_between_their_values() {
-        assert_eq!(bar(0.0, 15.0, 30.0), "#".repeat(15) + &".".repeat(15));
+        assert_eq!(bar(0.0, 15.0, 30.0), "=".repeat(15) + &".".repeat(15));
         assert_eq!(bar(30.0, 20.0, 30.0), ".".repeat(20) + &"-".repeat(10));
-        assert_eq!(bar(30.0, 30.0, 30.0), ".".repeat(29) + "|");
+        assert_eq!(bar(30.0, 30.0, 30.0), ".".repeat(29) + ":");
         for (from, to, most) in [(0.0, 0.0, 0.0), (f64::NAN, 1.0, 1.0), (-1.0, 2.0, 1.0)] {
             assert_eq!(bar(from, to, most).chars().count(), BAR);
         }

@@ -46,7 +46,9 @@ pub fn ratio(ratio: Option<Ratio>) -> String {
 pub fn difference(difference: Option<Difference>, unit: f64) -> String {
     let Some(difference) = difference else { return NOT_AVAILABLE.to_owned() };
     let Estimate { value, interval } = difference.estimate;
-    let decimals = decimals(value / unit);
+    // A small difference of a wide interval is worth no more digits than its ends.
+    let widest = interval.map_or(0.0, |interval| interval.low.abs().max(interval.high.abs()));
+    let decimals = decimals(value.abs().max(widest) / unit);
     let signed = |value: f64| format!("{:+.decimals$}", value / unit);
     match (difference.verdict(), interval) {
         (Verdict::NoDifferenceShown, Some(Interval { low, high })) => {
@@ -105,6 +107,7 @@ mod tests {
         assert_eq!(of(between(3.2e6, 3.0e6, 3.5e6)), "+3.200 (+3.000 to +3.500)");
         assert_eq!(of(between(-12.5e6, -13e6, -12e6)), "-12.50 (-13.00 to -12.00)");
         assert_eq!(of(between(1e5, -1e5, 3e5)), "no difference shown (-0.100 to +0.300)");
+        assert_eq!(of(between(1e5, -25.118e6, 3e5)), "no difference shown (-25.12 to +0.30)");
         assert_eq!(of(Some(Estimate { value: 2e6, interval: None })), "+2.000, too few runs");
         assert_eq!(of(None), "n/a");
     }

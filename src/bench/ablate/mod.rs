@@ -3,6 +3,8 @@
 
 mod contestants;
 pub mod summary;
+#[cfg(test)]
+mod tests;
 
 use serde::{Deserialize, Serialize};
 

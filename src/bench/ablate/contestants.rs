@@ -79,9 +79,9 @@ pub struct Site {
     pub guest: Option<String>,
     /// The standard guest's compressed kernel.
     pub bz_image: Option<PathBuf>,
-    /// The standard guest takes seconds to boot, for KVM is software.
+    /// The standard guest takes up to a minute to boot, for KVM is software.
     pub standard_is_slow: bool,
-    /// Take part may what takes seconds.
+    /// What takes so long is to take part as well.
     pub slow: bool,
 }
 
@@ -155,9 +155,9 @@ fn guests(changes: &mut Changes<'_>, site: &Site) {
         let machine = VirtualMachine::without_isolation(changes.workload.clone());
         changes.add("isolation-off", what, Some(vm::NAME), machine);
         if site.standard_is_slow && !site.slow {
-            let reason = "takes seconds for each run where KVM is software: add --slow";
+            let reason = "takes up to a minute for each run where KVM is software: add --slow";
             changes.omit("standard-guest", reason);
-            changes.omit("bzimage", "for the standard guest, and that takes seconds here: add --slow");
+            changes.omit("bzimage", "for the standard guest, which takes up to a minute here: add --slow");
             return;
         }
         let what = "the standard guest in place of the ring3 one";

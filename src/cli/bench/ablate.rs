@@ -34,7 +34,7 @@ pub(super) struct AblateArgs {
     /// Whose choices
     #[arg(long, value_enum, default_value_t = Side::Both)]
     side: Side,
-    /// Also what takes seconds for each run: the standard guest where KVM is software
+    /// Also what takes up to a minute for each run: the standard guest where KVM is software; see --runs
     #[arg(long)]
     slow: bool,
     /// Rounds that count; there are no intervals of fewer than 6 [default: as many as fit into a minute, 10 to 30]
@@ -54,9 +54,9 @@ pub(super) struct AblateArgs {
     /// A run that prints nothing is a failure
     #[arg(long)]
     expect_output: bool,
-    /// Kill a run that takes longer, which is a failure
-    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "30s")]
-    time_limit: Duration,
+    /// Kill a run that takes longer, which is a failure [default: 30s, with --slow 5m]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    time_limit: Option<Duration>,
     /// The command to measure
     #[arg(last = true, value_name = "COMMAND", required = true)]
     command: Vec<OsString>,
@@ -143,6 +143,8 @@ fn variants(args: &AblateArgs, context: &Context<'_>, paths: &Paths) -> (Vec<Var
 }
 
 fn settings(args: &AblateArgs, context: &Context<'_>, ablation: &Ablation) -> Settings {
+    let usual = if args.slow { Duration::from_secs(300) } else { Duration::from_secs(30) };
+    let time_limit = args.time_limit.unwrap_or(usual);
     Settings {
         command: args.command.iter().map(|word| word.to_string_lossy().into_owned()).collect(),
         root: context.workload.root.display().to_string(),
@@ -154,7 +156,7 @@ fn settings(args: &AblateArgs, context: &Context<'_>, ablation: &Ablation) -> Se
         memory: None,
         baseline: ablation.steps.first().map(|step| step.name.clone()).unwrap_or_default(),
         expect_output: args.expect_output,
-        time_limit: u64::try_from(args.time_limit.as_nanos()).unwrap_or(u64::MAX),
+        time_limit: u64::try_from(time_limit.as_nanos()).unwrap_or(u64::MAX),
     }
 }
 

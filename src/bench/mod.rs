@@ -1,5 +1,6 @@
 //! The bench: the same workload as a process, in containers and in virtual machines, measured on one clock.
 
+pub mod ablate;
 pub mod attempt;
 pub mod contestant;
 pub mod crowd;

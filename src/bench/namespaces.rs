@@ -15,17 +15,24 @@ pub const MINIMAL: &str = "namespaces-minimal";
 pub struct Namespaces {
     workload: Arc<Workload>,
     minimal: bool,
+    /// More options of `tandem run`.
+    options: Vec<OsString>,
 }
 
 impl Namespaces {
     /// With all layers.
     pub fn new(workload: Arc<Workload>) -> Self {
-        Self { workload, minimal: false }
+        Self::with(workload, Vec::new())
     }
 
     /// Namespaces and the change of root alone.
     pub fn minimal(workload: Arc<Workload>) -> Self {
-        Self { workload, minimal: true }
+        Self { workload, minimal: true, options: Vec::new() }
+    }
+
+    /// With these options besides.
+    pub fn with(workload: Arc<Workload>, options: Vec<OsString>) -> Self {
+        Self { workload, minimal: false, options }
     }
 
     fn args(&self, held: bool) -> Vec<OsString> {
@@ -38,6 +45,7 @@ impl Namespaces {
             // The minimal profile has no cgroup to limit anything.
             args.extend(limits(*cpus, *memory));
         }
+        args.extend_from_slice(&self.options);
         args.extend(descriptors(held));
         args.push("--".into());
         args.extend_from_slice(command);

@@ -183,9 +183,9 @@ impl Selected {
 }
 
 /// A contestant that takes part under another name.
-struct Again {
-    name: String,
-    contestant: Box<dyn Contestant>,
+pub(super) struct Again {
+    pub name: String,
+    pub contestant: Box<dyn Contestant>,
 }
 
 impl Contestant for Again {

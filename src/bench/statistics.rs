@@ -9,7 +9,7 @@ mod tests;
 
 use serde::{Deserialize, Serialize};
 
-pub use bootstrap::{Bootstrap, CONFIDENCE, Estimate, Interval, MIN_SAMPLES, Ratio, Verdict};
+pub use bootstrap::{Bootstrap, CONFIDENCE, Difference, Estimate, Interval, MIN_SAMPLES, Ratio, Verdict};
 pub use outliers::{Outliers, outliers};
 
 /// Samples from which on there is a 95th percentile: five are above it then.

@@ -24,6 +24,8 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(20);
 pub struct VirtualMachine {
     workload: Arc<Workload>,
     isolation: bool,
+    /// More options of `tandem run`.
+    options: Vec<OsString>,
     notes: Vec<String>,
 }
 
@@ -38,12 +40,25 @@ struct Plan {
 
 impl VirtualMachine {
     pub fn new(workload: Arc<Workload>) -> Self {
-        Self { workload, isolation: true, notes: Vec::new() }
+        Self::with(workload, Vec::new())
+    }
+
+    /// With these options besides.
+    pub fn with(workload: Arc<Workload>, options: Vec<OsString>) -> Self {
+        Self { workload, isolation: true, options, notes: Vec::new() }
+    }
+
+    /// The name of the guest that boots.
+    ///
+    /// # Errors
+    /// Why Tandem would run nothing.
+    pub fn guest(&self) -> Result<String, String> {
+        self.plan().map(|plan| plan.guest)
     }
 
     /// Of a ring3 guest whose programs can read its kernel, which makes system calls cheaper.
     pub fn without_isolation(workload: Arc<Workload>) -> Self {
-        Self { workload, isolation: false, notes: Vec::new() }
+        Self { isolation: false, ..Self::new(workload) }
     }
 
     fn args(&self, more: Vec<OsString>) -> Vec<OsString> {
@@ -60,6 +75,7 @@ impl VirtualMachine {
         if !self.isolation {
             args.extend(["--ring3-isolation".into(), "off".into()]);
         }
+        args.extend_from_slice(&self.options);
         args.extend(more);
         args.push("--".into());
         args.extend_from_slice(command);

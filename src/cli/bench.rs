@@ -1,5 +1,6 @@
 //! `tandem bench`: what the same command costs as a process, in containers and in virtual machines.
 
+mod ablate;
 mod common;
 mod density;
 mod exports;
@@ -59,6 +60,9 @@ enum Other {
     /// Measure many at once: how long until all are up, and what each of them takes of the host's memory
     #[command(after_help = EXIT_CODES)]
     Density(Box<density::DensityArgs>),
+    /// Measure what each choice costs: layers of a container, one by one, and options of a virtual machine
+    #[command(after_help = EXIT_CODES)]
+    Ablate(Box<ablate::AblateArgs>),
 }
 
 /// Arguments of `tandem bench`.
@@ -169,6 +173,7 @@ pub fn run(args: &BenchArgs) -> u8 {
         None => bench(args),
         Some(Other::Steady(args)) => steady::run(args),
         Some(Other::Density(args)) => density::run(args),
+        Some(Other::Ablate(args)) => ablate::run(args),
     };
     match made {
         Ok(code) => code,

@@ -12,6 +12,7 @@ use std::ptr;
 use libc::{c_int, c_ulong};
 
 use super::config::RootMode;
+use super::layers::Layer;
 use super::marks::Mark;
 use super::plan::Plan;
 use super::security::{CapSet, drop_capabilities, install, mask_paths, set_no_new_privs};
@@ -108,10 +109,15 @@ fn prepare(plan: &Plan) -> Result<RawFd> {
     if plan.mode == RootMode::ReadOnly {
         set_mount(Step::ReadOnly, libc::AT_FDCWD, c"/", libc::MOUNT_ATTR_RDONLY, 0)?;
     }
-    let name = plan.hostname.to_bytes();
-    // SAFETY: pointer and length are those of a live string.
-    check(Step::Hostname, unsafe { libc::sethostname(name.as_ptr().cast(), name.len()) })?;
-    bring_loopback_up();
+    // Otherwise these are the host's.
+    if !plan.without.contains(Layer::Uts) {
+        let name = plan.hostname.to_bytes();
+        // SAFETY: pointer and length are those of a live string.
+        check(Step::Hostname, unsafe { libc::sethostname(name.as_ptr().cast(), name.len()) })?;
+    }
+    if !plan.without.contains(Layer::Net) {
+        bring_loopback_up();
+    }
     mark(plan, Mark::Detached);
     confine(plan)?;
     mark(plan, Mark::Confined);
@@ -130,9 +136,11 @@ fn confine(plan: &Plan) -> Result {
         }
     }
     mark(plan, Mark::Joined);
-    // SAFETY: plain system call.
-    check(Step::Cgroup, unsafe { libc::unshare(libc::CLONE_NEWCGROUP) })?;
-    if plan.filter.is_some() {
+    if !plan.without.contains(Layer::CgroupNamespace) {
+        // SAFETY: plain system call.
+        check(Step::Cgroup, unsafe { libc::unshare(libc::CLONE_NEWCGROUP) })?;
+    }
+    if !plan.without.contains(Layer::Masking) {
         done(Step::Mask, mask_paths())?;
     }
     // SAFETY: plain system calls.
@@ -149,7 +157,9 @@ fn confine(plan: &Plan) -> Result {
     let closed =
         unsafe { libc::syscall(libc::SYS_close_range, first, c_int::MAX, libc::CLOSE_RANGE_CLOEXEC) };
     check(Step::Descriptors, closed as c_int)?;
-    done(Step::Capabilities, drop_capabilities(&CapSet::CONTAINER))?;
+    if !plan.without.contains(Layer::Capabilities) {
+        done(Step::Capabilities, drop_capabilities(&CapSet::CONTAINER))?;
+    }
     done(Step::NoNewPrivileges, set_no_new_privs())?;
     plan.filter.as_ref().map_or(Ok(()), |filter| done(Step::Filter, install(filter)))
 }
@@ -228,10 +238,12 @@ fn open_directory(step: Step, path: &CStr) -> Result<RawFd> {
 
 /// Mounts the new root, which then is the current directory.
 fn enter_root(plan: &Plan) -> Result {
-    if plan.mode == RootMode::Writable {
+    if matches!(plan.mode, RootMode::Writable | RootMode::Bound) {
         mount(Step::Bind, Some(plan.root), plan.staging, None, libc::MS_BIND | libc::MS_REC, None)?;
         // There may be nodes of any device in the directory.
-        set_mount(Step::Bind, libc::AT_FDCWD, plan.staging, libc::MOUNT_ATTR_NODEV, libc::AT_RECURSIVE)?;
+        let read_only = if plan.mode == RootMode::Bound { libc::MOUNT_ATTR_RDONLY } else { 0 };
+        let attributes = libc::MOUNT_ATTR_NODEV | read_only;
+        set_mount(Step::Bind, libc::AT_FDCWD, plan.staging, attributes, libc::AT_RECURSIVE)?;
         return change_directory(plan.staging);
     }
     let lower = open_directory(Step::Root, plan.root)?;

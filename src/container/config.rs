@@ -11,6 +11,7 @@ use nix::sys::stat::{SFlag, fstat};
 use thiserror::Error;
 
 use super::cgroup::Limits;
+use super::layers::{Layer, Layers};
 
 /// How much is done around the workload.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,6 +31,14 @@ impl Profile {
             Self::Minimal => "minimal",
         }
     }
+
+    /// The layers that it leaves out.
+    fn without(self) -> Layers {
+        match self {
+            Self::Default => Layers::default(),
+            Self::Minimal => [Layer::Seccomp, Layer::Masking, Layer::Cgroup].into_iter().collect(),
+        }
+    }
 }
 
 /// What becomes of what the workload writes to its root.
@@ -42,6 +51,8 @@ pub enum RootMode {
     ReadOnly,
     /// It changes the directory itself.
     Writable,
+    /// It is refused by the directory itself, without an overlay. What is mounted on must be there.
+    Bound,
 }
 
 impl RootMode {
@@ -51,6 +62,7 @@ impl RootMode {
             Self::Overlay => "overlay",
             Self::ReadOnly => "readonly",
             Self::Writable => "writable",
+            Self::Bound => "bound",
         }
     }
 }
@@ -66,13 +78,20 @@ pub enum ConfigError {
         source: io::Error,
     },
     /// Limits without that which keeps to them.
-    #[error("--memory, --cpus and --pids are limits of a cgroup, which --profile minimal leaves out")]
+    #[error(
+        "--memory, --cpus and --pids are limits of a cgroup, which --profile minimal and --without cgroup leave out"
+    )]
     LimitsWithoutCgroup,
     /// A standard stream that would lead out of the container.
     #[error(
         "descriptor {0} is a directory, by which the container could reach the host's files: redirect it elsewhere"
     )]
     Stream(i32),
+    /// A container that could rename the host.
+    #[error(
+        "--without uts and --without capabilities exclude each other: whoever may do everything could rename the host"
+    )]
+    HostUnprotected,
     /// A path holds a NUL byte.
     #[error("a path holds a NUL byte")]
     Nul(#[from] NulError),
@@ -100,6 +119,8 @@ pub struct Request {
     pub hostname: String,
     /// How much is done around it.
     pub profile: Profile,
+    /// What is not done of that.
+    pub without: Layers,
     /// What it may use at most.
     pub limits: Limits,
     /// End the run after this time.
@@ -119,6 +140,8 @@ pub struct Config {
     pub manifest: Vec<u8>,
     /// How much is done around it.
     pub profile: Profile,
+    /// Layers that are left out, those that the profile leaves out among them.
+    pub without: Layers,
     /// What it may use at most.
     pub limits: Limits,
     /// End the run after this time.
@@ -136,12 +159,17 @@ impl Config {
     /// Checks what is asked for.
     ///
     /// # Errors
-    /// The root is no directory, or cannot be entered; a standard stream is one; limits without a cgroup.
+    /// The root is no directory, or cannot be entered; a standard stream is one; limits without a cgroup; layers that must not
+    /// lack together.
     pub fn new(request: Request) -> Result<Self, ConfigError> {
-        if request.profile == Profile::Minimal && request.limits != Limits::default() {
+        let without = request.profile.without() | request.without;
+        if without.contains(Layer::Cgroup) && request.limits != Limits::default() {
             return Err(ConfigError::LimitsWithoutCgroup);
         }
         check_streams()?;
+        if without.contains(Layer::Uts) && without.contains(Layer::Capabilities) {
+            return Err(ConfigError::HostUnprotected);
+        }
         let unusable = |source| ConfigError::Root { path: request.root.clone(), source };
         let root = std::fs::canonicalize(&request.root).map_err(unusable)?;
         if !root.is_dir() {
@@ -155,10 +183,11 @@ impl Config {
             init_path: c_string(&init)?,
             hostname: CString::new(request.hostname)?,
             root,
-            mode: request.mode,
+            mode: if without.contains(Layer::Overlay) { RootMode::Bound } else { request.mode },
             init,
             manifest: request.manifest,
             profile: request.profile,
+            without,
             limits: request.limits,
             timeout: request.timeout,
             rootless: !nix::unistd::geteuid().is_root(),
@@ -168,7 +197,14 @@ impl Config {
     /// Its own namespaces.
     pub fn namespaces(&self) -> Vec<&'static str> {
         let user = self.rootless.then_some(super::USER_NAMESPACE);
-        super::NAMESPACES.into_iter().chain(user).collect()
+        let left_out = |name: &str| match name {
+            "net" => self.without.contains(Layer::Net),
+            "ipc" => self.without.contains(Layer::Ipc),
+            "uts" => self.without.contains(Layer::Uts),
+            "cgroup" => self.without.contains(Layer::CgroupNamespace),
+            _ => false,
+        };
+        super::NAMESPACES.into_iter().filter(|name| !left_out(name)).chain(user).collect()
     }
 }
 
@@ -200,6 +236,7 @@ mod tests {
             manifest: Vec::new(),
             hostname: "tandem".into(),
             profile: Profile::Default,
+            without: Layers::default(),
             limits: Limits::default(),
             timeout: None,
         }
@@ -220,5 +257,19 @@ mod tests {
         let limits = Limits { pids: Some(9), ..Limits::default() };
         let request = Request { profile: Profile::Minimal, limits, ..request(Path::new("/")) };
         assert!(matches!(Config::new(request), Err(ConfigError::LimitsWithoutCgroup)));
+    }
+    #[test]
+    fn what_is_left_out_is_the_users_and_the_profiles() {
+        let without: Layers = [Layer::Net, Layer::CgroupNamespace, Layer::Overlay].into_iter().collect();
+        let config = Config::new(Request { without, ..request(Path::new("/")) }).unwrap();
+        assert_eq!(config.mode, RootMode::Bound);
+        let namespaces = config.namespaces();
+        assert_eq!(namespaces.get(..4), Some(&["pid", "mnt", "ipc", "uts"][..]));
+        let unprotected = [Layer::Uts, Layer::Capabilities].into_iter().collect();
+        let refused = Config::new(Request { without: unprotected, ..request(Path::new("/")) });
+        assert!(matches!(refused, Err(ConfigError::HostUnprotected)));
+        let minimal = Request { profile: Profile::Minimal, without, ..request(Path::new("/")) };
+        let names = Config::new(minimal).unwrap().without.names();
+        assert_eq!(names, ["net", "cgroup-namespace", "cgroup", "seccomp", "masking", "overlay"]);
     }
 }

@@ -12,7 +12,8 @@ use thiserror::Error;
 
 use super::cgroup::{self, CgroupError, Group, Usage};
 use super::child;
-use super::config::{Config, Profile};
+use super::config::Config;
+use super::layers::Layer;
 use super::marks::Marks;
 use super::outcome::{Outcome, Reason};
 use super::plan::{Plan, own_group};
@@ -132,7 +133,7 @@ pub fn run(config: &Config, stamps: &Stamps, supervisor: &Supervisor) -> Result<
 
 /// The hierarchies and the container's cgroup, if it is to have one.
 fn make_group(config: &Config) -> Result<Option<(Cgroups, Group)>, LaunchError> {
-    if config.profile == Profile::Minimal {
+    if config.without.contains(Layer::Cgroup) {
         return Ok(None);
     }
     let _span = span("make the cgroup");
@@ -202,8 +203,14 @@ fn join(child: &Created, group: Option<&Group>) -> Result<(), LaunchError> {
 /// Creates the child; its number and a descriptor of it, or an errno.
 fn start(plan: &Plan, rootless: bool, cgroup: Option<BorrowedFd>) -> Result<(libc::pid_t, OwnedFd), i32> {
     // The child makes its cgroup namespace itself, once it is in its groups, which then are the roots in there.
-    let mut namespaces =
-        libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
+    let mut namespaces = libc::CLONE_NEWPID | libc::CLONE_NEWNS;
+    for (layer, flag) in
+        [(Layer::Net, libc::CLONE_NEWNET), (Layer::Ipc, libc::CLONE_NEWIPC), (Layer::Uts, libc::CLONE_NEWUTS)]
+    {
+        if !plan.without.contains(layer) {
+            namespaces |= flag;
+        }
+    }
     if rootless {
         namespaces |= libc::CLONE_NEWUSER;
     }

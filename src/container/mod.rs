@@ -7,6 +7,7 @@ pub mod cgroup;
 mod child;
 mod config;
 mod launch;
+mod layers;
 mod marks;
 mod outcome;
 mod plan;
@@ -16,10 +17,11 @@ mod step;
 
 pub use config::{Config, ConfigError, Profile, Request, RootMode};
 pub use launch::{Finished, LaunchError, run};
+pub use layers::{Layer, Layers};
 pub use outcome::{Outcome, Reason};
 pub use root::{Built, RootError, built};
 
-/// The namespaces that every container has of its own, as /proc/PID/ns names them.
+/// The namespaces that a container has of its own, as /proc/PID/ns names them.
 pub const NAMESPACES: [&str; 6] = ["pid", "mnt", "net", "ipc", "uts", "cgroup"];
 /// And this one, for a user who is not root.
 pub const USER_NAMESPACE: &str = "user";

@@ -6,7 +6,8 @@ use std::io::{self, IsTerminal};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
 
-use super::config::{Config, Profile, RootMode};
+use super::config::{Config, RootMode};
+use super::layers::{Layer, Layers};
 use super::marks::Marks;
 use super::security::default_filter;
 use super::step::Step;
@@ -40,8 +41,10 @@ pub(super) struct Plan<'a> {
     pub lower: OwnedFd,
     /// Those options.
     pub layers: CString,
-    /// The seccomp filter; without one no paths are masked either.
+    /// The seccomp filter.
     pub filter: Option<Vec<libc::sock_filter>>,
+    /// What is left out.
+    pub without: Layers,
     pub mode: RootMode,
     pub root: &'a CStr,
     pub staging: &'a CStr,
@@ -78,7 +81,8 @@ impl<'a> Plan<'a> {
             marks: trace::recorder().filter(|recorder| recorder.has_timeline()).and_then(|_| Marks::new()),
             user,
             own_group: own_group(),
-            filter: (config.profile == Profile::Default).then(default_filter),
+            filter: (!config.without.contains(Layer::Seccomp)).then(default_filter),
+            without: config.without,
             mode: config.mode,
             root: &config.root_path,
             staging: &config.staging,

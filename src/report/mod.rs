@@ -4,6 +4,7 @@
 //! [`Results`]: crate::bench::model::Results
 //! [`Summary`]: crate::bench::summary::Summary
 
+pub mod ablate;
 pub mod container_stats;
 pub mod csv;
 pub mod density;

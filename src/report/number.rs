@@ -1,6 +1,6 @@
 //! Figures as text: as many digits as they are worth, and a word where there are none.
 
-use crate::bench::statistics::{Estimate, Interval, Ratio, Verdict};
+use crate::bench::statistics::{Difference, Estimate, Interval, Ratio, Verdict};
 
 /// What is not known.
 pub const NOT_AVAILABLE: &str = "n/a";
@@ -42,6 +42,25 @@ pub fn ratio(ratio: Option<Ratio>) -> String {
     }
 }
 
+/// A difference and its interval in a unit, with signs, or that none was shown.
+pub fn difference(difference: Option<Difference>, unit: f64) -> String {
+    let Some(difference) = difference else { return NOT_AVAILABLE.to_owned() };
+    let Estimate { value, interval } = difference.estimate;
+    // A small difference of a wide interval is worth no more digits than its ends.
+    let widest = interval.map_or(0.0, |interval| interval.low.abs().max(interval.high.abs()));
+    let decimals = decimals(value.abs().max(widest) / unit);
+    let signed = |value: f64| format!("{:+.decimals$}", value / unit);
+    match (difference.verdict(), interval) {
+        (Verdict::NoDifferenceShown, Some(Interval { low, high })) => {
+            format!("no difference shown ({} to {})", signed(low), signed(high))
+        }
+        (_, Some(Interval { low, high })) => {
+            format!("{} ({} to {})", signed(value), signed(low), signed(high))
+        }
+        (_, None) => format!("{}, too few runs", signed(value)),
+    }
+}
+
 /// A count, in full.
 pub fn count(value: Option<f64>) -> String {
     value.map_or_else(|| NOT_AVAILABLE.to_owned(), |value| digits(value, 0))
@@ -78,6 +97,19 @@ mod tests {
         assert_eq!(count(Some(457.0)), "457");
         assert_eq!(estimate(between(151_200_000.0, 99e6, 160e6), MILLISECOND), "151.2 (99.0 to 160.0)");
         assert_eq!(estimate(Some(Estimate { value: 2e6, interval: None }), MILLISECOND), "2.000");
+    }
+
+    #[test]
+    fn a_difference_says_whether_there_is_one() {
+        let of = |estimate: Option<Estimate>| {
+            difference(estimate.map(|estimate| Difference { estimate, rounds: 30 }), MILLISECOND)
+        };
+        assert_eq!(of(between(3.2e6, 3.0e6, 3.5e6)), "+3.200 (+3.000 to +3.500)");
+        assert_eq!(of(between(-12.5e6, -13e6, -12e6)), "-12.50 (-13.00 to -12.00)");
+        assert_eq!(of(between(1e5, -1e5, 3e5)), "no difference shown (-0.100 to +0.300)");
+        assert_eq!(of(between(1e5, -25.118e6, 3e5)), "no difference shown (-25.12 to +0.30)");
+        assert_eq!(of(Some(Estimate { value: 2e6, interval: None })), "+2.000, too few runs");
+        assert_eq!(of(None), "n/a");
     }
 
     #[test]

@@ -364,3 +364,36 @@ fn runtimes_that_are_found_take_part_and_leave_nothing() {
     assert_eq!(String::from_utf8_lossy(&groups.expect("find").stdout), "");
     assert!(!Path::new("/var/lib/tandem").join(&label).exists());
 }
+
+#[test]
+fn layers_and_options_are_compared_one_by_one() {
+    let test = "layers_and_options_are_compared_one_by_one";
+    if !is_root(test) || common::guest(test).is_none() {
+        return;
+    }
+    let dir = dir();
+    let name = || fs::read_to_string("/proc/sys/kernel/hostname").expect("the host's name");
+    let before = name();
+    let mut command = tandem();
+    command.args(["bench", "ablate", "--side", "container", "--runs", "2", "--warmup", "1", "--seed", "3"]);
+    command.arg("--export-json").arg(results_file(&dir)).args(["--", "/bin/echo", "hello"]);
+    let done = finished(command);
+    assert_eq!(done.code, Some(0), "{done:?}");
+    let results = results(&dir);
+    let text = fs::read_to_string(results_file(&dir)).expect("the results");
+    let document: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let steps = document["summary"]["steps"].as_array().expect("steps");
+    let names: Vec<_> = steps.iter().filter_map(|step| step["name"].as_str()).collect();
+    assert_eq!(names.first(), Some(&"process"));
+    assert!(names.contains(&"+net") && names.last() == Some(&"-capabilities"), "{names:?}");
+    for step in steps.iter().skip(1) {
+        assert_eq!(
+            (&step["succeeded"], &step["time_verdict"]),
+            (&2.into(), &"too_few_samples".into()),
+            "{step}"
+        );
+    }
+    assert!(results.samples.iter().all(|sample| sample.failure.is_none() && sample.output_bytes == 6));
+    assert!(done.text().contains("+seccomp") && done.text().contains("too few runs"), "{}", done.text());
+    assert_eq!(name(), before, "a container that shares the host's name leaves it alone");
+}

@@ -355,6 +355,28 @@ fn what_cannot_be_is_refused() {
     refused(&["--cpus", "1.5", "--", "true"], 126, &["--cpus", "whole"]);
 }
 
+/// What is left out is not there, and the rest is.
+#[test]
+fn layers_can_be_left_out() {
+    const TEST: &str = "layers_can_be_left_out";
+    let script = "for n in net ipc uts cgroup pid mnt; do readlink /proc/self/ns/$n; done; \
+                  grep ^Seccomp: /proc/self/status; touch /x 2>/dev/null || echo refused";
+    let layers = "net,ipc,uts,cgroup-namespace,cgroup,seccomp,masking,overlay";
+    let Some(run) = container(TEST, &["--without", layers, "--", "sh", "-c", script], b"") else { return };
+    assert_eq!(run.code, Some(0), "{run:?}");
+    let text = run.text();
+    let lines: Vec<&str> = text.lines().collect();
+    for (index, name) in ["net", "ipc", "uts", "cgroup", "pid", "mnt"].into_iter().enumerate() {
+        let outside = fs::read_link(format!("/proc/self/ns/{name}")).expect("a namespace");
+        let shared = Path::new(lines[index]) == outside;
+        assert_eq!(shared, !["pid", "mnt"].contains(&name), "{name}: {text}");
+    }
+    assert!(text.contains("Seccomp:\t0") && text.ends_with("refused\n"), "{text}");
+    let args = ["--without", "uts,capabilities", "--", "true"];
+    let Some(run) = container(TEST, &args, b"") else { return };
+    assert!(run.code == Some(126) && run.stderr.contains("rename the host"), "{run:?}");
+}
+
 #[test]
 fn a_dry_run_makes_nothing() {
     const TEST: &str = "a_dry_run_makes_nothing";

@@ -35,15 +35,15 @@ pub struct Estimate {
     pub interval: Option<Interval>,
 }
 
-/// What a ratio to the baseline says.
+/// What a ratio to the baseline, or a difference from it, says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
-    /// The whole interval is below 1.
+    /// The whole interval is below 1, or 0 for a difference.
     Less,
-    /// The whole interval is above 1.
+    /// The whole interval is above that.
     More,
-    /// The interval contains 1.
+    /// The interval contains it.
     NoDifferenceShown,
     /// There is no interval.
     TooFewSamples,
@@ -60,12 +60,31 @@ pub struct Ratio {
 impl Ratio {
     /// Whether there is a difference.
     pub fn verdict(&self) -> Verdict {
-        match self.estimate.interval {
-            None => Verdict::TooFewSamples,
-            Some(interval) if interval.high < 1.0 => Verdict::Less,
-            Some(interval) if interval.low > 1.0 => Verdict::More,
-            Some(_) => Verdict::NoDifferenceShown,
-        }
+        verdict(self.estimate.interval, 1.0)
+    }
+}
+
+/// The difference of two medians.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Difference {
+    pub estimate: Estimate,
+    /// Rounds in which both have a sample, and from which it is taken.
+    pub rounds: usize,
+}
+
+impl Difference {
+    /// Whether there is one.
+    pub fn verdict(&self) -> Verdict {
+        verdict(self.estimate.interval, 0.0)
+    }
+}
+
+fn verdict(interval: Option<Interval>, neutral: f64) -> Verdict {
+    match interval {
+        None => Verdict::TooFewSamples,
+        Some(interval) if interval.high < neutral => Verdict::Less,
+        Some(interval) if interval.low > neutral => Verdict::More,
+        Some(_) => Verdict::NoDifferenceShown,
     }
 }
 
@@ -103,17 +122,29 @@ impl Bootstrap {
     /// rounds are drawn whole, so that what has changed from round to round for both does not count as a difference.
     /// `None` if it would not be finite.
     pub fn ratio(&self, rounds: &[(f64, f64)]) -> Option<Ratio> {
+        let estimate = self.pairs(rounds, |baseline, other| other / baseline)?;
+        Some(Ratio { estimate, rounds: rounds.len() })
+    }
+
+    /// The median of the second of each pair less that of the first, the baseline's; by rounds as [`Self::ratio`].
+    pub fn difference(&self, rounds: &[(f64, f64)]) -> Option<Difference> {
+        let estimate = self.pairs(rounds, |baseline, other| other - baseline)?;
+        Some(Difference { estimate, rounds: rounds.len() })
+    }
+
+    /// What `compare` makes of the medians of the firsts and of the seconds.
+    fn pairs(&self, rounds: &[(f64, f64)], compare: impl Fn(f64, f64) -> f64) -> Option<Estimate> {
         let (mut baseline, mut other): (Vec<f64>, Vec<f64>) = rounds.iter().copied().unzip();
-        let value = Some(median(&other)? / median(&baseline)?).filter(|ratio| ratio.is_finite())?;
+        let value = Some(compare(median(&baseline)?, median(&other)?)).filter(|value| value.is_finite())?;
         let interval = self.interval(rounds.len(), |random| {
             draw(random, rounds, |index, round| {
                 if let (Some(first), Some(second)) = (baseline.get_mut(index), other.get_mut(index)) {
                     (*first, *second) = *round;
                 }
             });
-            median_in_place(&mut other) / median_in_place(&mut baseline)
+            compare(median_in_place(&mut baseline), median_in_place(&mut other))
         });
-        Some(Ratio { estimate: Estimate { value, interval }, rounds: rounds.len() })
+        Some(Estimate { value, interval })
     }
 
     /// The interval of a figure of `count` samples, of which `resampled` gives one more value each time.

@@ -12,7 +12,9 @@ use super::summary::milestone_table;
 use super::{Boot, ConsoleChoice, Decompress, GuestChoice, RunArgs, report, say};
 use crate::cli::units::format_size;
 use crate::container::cgroup::{CgroupError, Limits, Usage};
-use crate::container::{self, Config, ConfigError, Finished, LaunchError, Request, RootError, RootMode};
+use crate::container::{
+    self, Config, ConfigError, Finished, LaunchError, Layer, Request, RootError, RootMode,
+};
 use crate::host::paths::Paths;
 use crate::machine::outcome::{CommandStatus, exit_code};
 use crate::milestone::supervisor::Supervisor;
@@ -33,6 +35,10 @@ pub struct ContainerArgs {
     /// Limit on processes and threads
     #[arg(long, value_name = "N")]
     pids: Option<u64>,
+    /// Layers to leave out, for `tandem bench ablate`
+    #[arg(long, value_name = "LAYERS", value_delimiter = ',', value_parser = Layer::from_name, hide = true,
+        conflicts_with_all = ["writable", "readonly"])]
+    without: Vec<Layer>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -77,8 +83,12 @@ impl ContainerError {
 impl ContainerArgs {
     /// The first of these options that was given.
     pub(super) fn given(&self) -> Option<&'static str> {
-        let options =
-            [(self.writable, "--writable"), (self.readonly, "--readonly"), (self.pids.is_some(), "--pids")];
+        let options = [
+            (self.writable, "--writable"),
+            (self.readonly, "--readonly"),
+            (self.pids.is_some(), "--pids"),
+            (!self.without.is_empty(), "--without"),
+        ];
         options.into_iter().find_map(|(given, name)| given.then_some(name))
     }
 
@@ -181,6 +191,7 @@ fn configure(args: &RunArgs, supervisor: &Supervisor) -> Result<Config, Containe
         manifest: command.manifest()?,
         hostname: HOSTNAME.into(),
         profile: profile(args)?,
+        without: args.container.without.iter().copied().collect(),
         limits: Limits { memory: args.memory, cpus: args.cpus, pids: args.container.pids },
         timeout: args.timeout,
     })?)
@@ -196,6 +207,7 @@ fn dry_run(config: &Config, as_json: bool) -> u8 {
             "init": config.init,
             "namespaces": namespaces,
             "profile": config.profile.name(),
+            "without": config.without.names(),
             "memory_bytes": config.limits.memory,
             "cpus": config.limits.cpus,
             "pids": config.limits.pids,

@@ -14,6 +14,7 @@ mod plan;
 mod root;
 pub mod security;
 mod step;
+mod watch;
 
 pub use config::{Config, ConfigError, Profile, Request, RootMode};
 pub use launch::{Finished, LaunchError, run};

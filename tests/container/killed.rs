@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use crate::common::tandem;
+use crate::common::{self, tandem};
 use crate::{eventually, guest};
 
 /// Moments after the start at which Tandem is killed, in microseconds: through its set-up, the container's, and beyond.
@@ -90,4 +90,23 @@ fn nothing_is_left_when_init_is_killed() {
     assert_eq!(crate::common::wait(&mut child, crate::LIMIT), Some(137));
     assert!(processes(&mark).is_empty());
     assert!(groups(child.id()).is_empty());
+}
+
+/// An init from before there were containers takes this for a machine, and would wait for ever.
+#[test]
+fn an_init_that_says_nothing_is_ended() {
+    let test = "an_init_that_says_nothing_is_ended";
+    let Some(guest) = guest(test) else { return };
+    let old = tempfile::tempdir().expect("a directory");
+    let source = old.path().join("old.c");
+    std::fs::write(&source, "#include <unistd.h>\nint main(void) { for (;;) pause(); }\n").expect("writing");
+    if common::compile(test, &[source], &old.path().join("tandem-init")).is_none() {
+        return;
+    }
+    std::fs::copy(guest.join("initramfs.cpio"), old.path().join("initramfs.cpio")).expect("copying");
+    let mut command = common::tandem();
+    command.args(["run", "--as", "container", "--", "true"]).env("TANDEM_GUEST_DIR", old.path());
+    let run = common::run(&mut command, b"", std::time::Duration::from_secs(60));
+    assert_eq!(run.code, Some(8), "{}", run.stderr);
+    assert!(run.stderr.contains("said nothing") && run.stderr.contains("build-guest"), "{}", run.stderr);
 }

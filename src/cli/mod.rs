@@ -60,6 +60,31 @@ enum Command {
     Doctor(doctor::DoctorArgs),
 }
 
+/// `tandem run` by itself.
+#[derive(Debug, Parser)]
+#[command(name = "tandem", version, after_help = EXIT_CODES)]
+struct RunAlone {
+    #[command(subcommand)]
+    command: RunCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum RunCommand {
+    /// Run a shell or one command, in a virtual machine or a container
+    #[command(after_help = EXIT_CODES)]
+    Run(Box<run::RunArgs>),
+}
+
+/// Reads the command line. A run does not wait until the options of all other subcommands have been made known: that took
+/// a sixth of the time to the first byte of a bare guest.
+fn parse(args: Vec<OsString>) -> Result<Cli, clap::Error> {
+    if args.get(1).is_some_and(|subcommand| subcommand == "run") {
+        let RunCommand::Run(args) = RunAlone::try_parse_from(args)?.command;
+        return Ok(Cli { command: Command::Run(args) });
+    }
+    Cli::try_parse_from(args)
+}
+
 /// Parses the command line, runs the subcommand and returns the exit code.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
     let began = milestone::now();
@@ -67,7 +92,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
     run::begin_to_record(&args);
     // What KVM has to tell takes longer than reading the command line, and goes on beside it. Nothing is created.
     let kvm = run::is_for_vm(&args).then(KvmHypervisor::open);
-    let cli = match Cli::try_parse_from(args) {
+    let cli = match parse(args) {
         Ok(cli) => cli,
         Err(error) => {
             let asked_for_help = !error.use_stderr();

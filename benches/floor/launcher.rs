@@ -1,23 +1,21 @@
 //! Measures `tandem run --as container` against the floor of containers: from just before the process is created to the
-//! moment it has been waited for, and processor time, which other programs on the host disturb less. Called by `scripts/bench-launcher`, which builds what is measured.
+//! moment it has been waited for, and processor time, which other programs on the host disturb less. Called by
+//! `scripts/bench-launcher`, which builds what is measured.
 //!
 //! The contestants run in a random order within each round. A second copy of the floor is among them: what separates it
 //! from the first is noise. A ratio is that of one round to the floor's in the same round.
 
-use std::error::Error;
+mod common;
+
 use std::fs;
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-/// A run that takes longer has failed.
-const WATCHDOG_MS: u16 = 10_000;
-
-type Result<T> = std::result::Result<T, Box<dyn Error>>;
+use common::{Contestant, Result, pidfd, wait_readable};
 
 /// Spawn to reaped, `tandem run --as container` against a minimal program that makes the same container.
 #[derive(Parser)]
@@ -44,43 +42,6 @@ struct Args {
     /// What to run in the container.
     #[arg(long, default_value = "/bin/true")]
     command: String,
-}
-
-struct Contestant {
-    name: &'static str,
-    command: Vec<String>,
-}
-
-/// SplitMix64 (Steele, Lea, Flood 2014).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ z >> 31) % limit as u64) as usize
-    }
-}
-
-/// Becomes readable when the process ends.
-fn pidfd(child: &Child) -> Result<OwnedFd> {
-    // SAFETY: the system call takes two integers and touches no memory.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, child.id(), 0) };
-    if fd < 0 {
-        return Err(format!("pidfd_open: {}", std::io::Error::last_os_error()).into());
-    }
-    // SAFETY: the kernel just returned this descriptor, and nobody else knows it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
-}
-
-fn wait_readable(fd: BorrowedFd) -> Result<()> {
-    let mut fds = [PollFd::new(fd, PollFlags::POLLIN)];
-    match poll(&mut fds, PollTimeout::from(WATCHDOG_MS))? {
-        0 => Err(format!("nothing happened for {WATCHDOG_MS} ms").into()),
-        _ => Ok(()),
-    }
 }
 
 /// One run, in milliseconds.
@@ -120,12 +81,12 @@ fn measure(contestant: &Contestant) -> Result<Sample> {
 
 /// Rounds of samples, one per contestant in their fixed order.
 fn run_rounds(args: &Args, contestants: &[Contestant]) -> Result<Vec<Vec<Sample>>> {
-    let mut random = Random(args.seed);
+    let mut random = fastrand::Rng::with_seed(args.seed);
     let mut rounds = Vec::new();
     for round in 0..args.warm_up + args.runs {
         let mut order: Vec<usize> = (0..contestants.len()).collect();
         for i in (1..order.len()).rev() {
-            order.swap(i, random.below(i + 1));
+            order.swap(i, random.usize(..i + 1));
         }
         let mut samples = vec![Sample { time: f64::NAN, cpu: f64::NAN }; contestants.len()];
         for i in order {

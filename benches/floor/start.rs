@@ -12,19 +12,20 @@ mod asm;
 #[path = "../../tests/nano/guests.rs"]
 mod guests;
 
+mod common;
+
 use std::error::Error;
 use std::fs;
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-/// A run that takes longer has failed.
-const WATCHDOG_MS: u16 = 10_000;
+use common::{Contestant, Result, pidfd, wait_readable};
+
 const RESAMPLES: usize = 5_000;
 /// Mappings of at least this size are the guest's memory, smaller ones the VMM's own.
 const GUEST_MAPPING_KB: u64 = 64 << 10;
@@ -32,8 +33,6 @@ const GUEST_MAPPING_KB: u64 = 64 << 10;
 /// When memory is measured, after the first byte of a guest that does nothing more. Tandem gives its code pages back
 /// after 250 ms (`src/host/memory.rs`); what it keeps it keeps from then on.
 const SETTLED: Duration = Duration::from_secs(1);
-
-type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 /// Spawn to first guest byte and to exit, `tandem run` against a minimal program doing the bare KVM calls.
 #[derive(Parser)]
@@ -59,11 +58,6 @@ struct Args {
     samples: PathBuf,
 }
 
-struct Contestant {
-    name: &'static str,
-    command: Vec<String>,
-}
-
 /// Two times of one run, in microseconds.
 #[derive(Clone, Copy)]
 struct Sample {
@@ -71,43 +65,11 @@ struct Sample {
     exit: f64,
 }
 
-/// SplitMix64 (Steele, Lea, Flood 2014).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ z >> 31) % limit as u64) as usize
-    }
-}
-
 fn spawn(contestant: &Contestant, kernel: &Path) -> Result<Child> {
     let (program, arguments) = contestant.command.split_first().ok_or("an empty command")?;
     let mut command = Command::new(program);
     command.args(arguments).arg(kernel).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
     Ok(command.spawn().map_err(|error| format!("{program}: {error}"))?)
-}
-
-fn wait_readable(fd: BorrowedFd) -> Result<()> {
-    let mut fds = [PollFd::new(fd, PollFlags::POLLIN)];
-    match poll(&mut fds, PollTimeout::from(WATCHDOG_MS))? {
-        0 => Err(format!("nothing happened for {WATCHDOG_MS} ms").into()),
-        _ => Ok(()),
-    }
-}
-
-/// Becomes readable when the process ends.
-fn pidfd(child: &Child) -> Result<OwnedFd> {
-    // SAFETY: the system call takes two integers and touches no memory.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, child.id(), 0) };
-    if fd < 0 {
-        return Err(format!("pidfd_open: {}", std::io::Error::last_os_error()).into());
-    }
-    // SAFETY: the kernel just returned this descriptor, and nobody else knows it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
 fn measure(contestant: &Contestant, kernel: &Path) -> Result<Sample> {
@@ -137,14 +99,14 @@ fn measure(contestant: &Contestant, kernel: &Path) -> Result<Sample> {
 
 /// Rounds of samples, one per contestant in their fixed order.
 fn run_rounds(args: &Args, contestants: &[Contestant], kernel: &Path) -> Result<Vec<Vec<Sample>>> {
-    let mut random = Random(args.seed);
+    let mut random = fastrand::Rng::with_seed(args.seed);
     let mut file = fs::File::create(&args.samples).map_err(|e| format!("{}: {e}", args.samples.display()))?;
     writeln!(file, "round,position,contestant,first_byte_us,exit_us")?;
     let mut rounds = Vec::new();
     for round in 0..args.warm_up + args.runs {
         let mut order: Vec<usize> = (0..contestants.len()).collect();
         for i in (1..order.len()).rev() {
-            order.swap(i, random.below(i + 1));
+            order.swap(i, random.usize(..i + 1));
         }
         let mut samples = vec![Sample { first_byte: f64::NAN, exit: f64::NAN }; contestants.len()];
         for (position, &i) in order.iter().enumerate() {
@@ -173,9 +135,9 @@ fn ratio(rounds: &[Vec<Sample>], i: usize, time: fn(&Sample) -> f64, seed: u64) 
         let column = |c: usize| median(chosen.iter().map(|&round| time(&rounds[round][c])).collect());
         column(i) / column(0)
     };
-    let mut random = Random(seed);
+    let mut random = fastrand::Rng::with_seed(seed);
     let mut resampled: Vec<f64> = (0..RESAMPLES)
-        .map(|_| of(&(0..rounds.len()).map(|_| random.below(rounds.len())).collect::<Vec<_>>()))
+        .map(|_| of(&(0..rounds.len()).map(|_| random.usize(..rounds.len())).collect::<Vec<_>>()))
         .collect();
     resampled.sort_by(f64::total_cmp);
     let at = |share: f64| resampled[(share * (RESAMPLES - 1) as f64).round() as usize];

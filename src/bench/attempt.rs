@@ -10,8 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use nix::fcntl::OFlag;
-use nix::sys::signal::{Signal, kill, killpg};
-use nix::unistd::{Pid, pipe2};
+use nix::unistd::pipe2;
 use thiserror::Error;
 
 use self::watch::Watch;
@@ -48,6 +47,18 @@ pub enum Failure {
     Memory(#[source] io::Error),
     #[error("interrupted")]
     Interrupted,
+}
+
+impl Failure {
+    /// Why a run has failed that ended by itself, if it has; `messages` is what it wrote to its standard error last.
+    pub fn of(ended: Ended, messages: &[u8]) -> Option<Self> {
+        let said = || String::from_utf8_lossy(messages).into_owned();
+        match ended {
+            Ended { signal: Some(signal), .. } => Some(Self::Signalled(signal, said())),
+            Ended { status, .. } if status != 0 => Some(Self::Status(status, said())),
+            Ended { .. } => None,
+        }
+    }
 }
 
 fn said(text: &str) -> String {
@@ -131,7 +142,10 @@ pub fn attempt(launch: &Launch, terms: &Terms, signals: Option<&mut Signals>) ->
     let watched = watch.run();
     attempt.killed = watched.is_err();
     if watched.is_err() {
-        kill_all(watch.pid(), terms.subreaper);
+        let pid = watch.pid();
+        let roots =
+            if terms.subreaper { memory::children(std::process::id() as i32) } else { vec![pid.as_raw()] };
+        reap::kill_all(pid, &roots);
     }
     let reaped = watch.reap(DEATH);
     let strays = if terms.subreaper { reap::strays() } else { Ended::default() };
@@ -170,19 +184,6 @@ fn create(launch: &Launch, traced: bool, held: bool) -> Result<(spawn::Spawned, 
         hold: hold.map(|(_, write)| write),
     };
     Ok((spawned, ends))
-}
-
-/// Kills the process group of a run, and all else that came of it.
-fn kill_all(pid: Pid, subreaper: bool) {
-    // Before the group is gone, while they can be found.
-    let roots = if subreaper { memory::children(std::process::id() as i32) } else { vec![pid.as_raw()] };
-    let tree = memory::tree(&roots);
-    // It has not been waited for: the number is still its own. Whoever has ended meanwhile is not there.
-    let _ = killpg(pid, Signal::SIGKILL);
-    let _ = kill(pid, Signal::SIGKILL);
-    for member in tree {
-        let _ = kill(Pid::from_raw(member), Signal::SIGKILL);
-    }
 }
 
 #[cfg(test)]

@@ -1,14 +1,13 @@
 //! Runs that go on at the same time: started, watched together, ended together.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::{Pid, pipe2};
 
 use super::attempt::Failure;
@@ -18,14 +17,13 @@ use super::reap::{self, Ended};
 use super::report_lines::ReportLines;
 use super::signals::Signals;
 use super::spawn::{self, Spawned, Streams};
+use super::streams::{keep_last, never_wait, read_all};
 use crate::milestone;
 
 /// How long what has been killed may take to end.
 const DEATH: Duration = Duration::from_secs(10);
 /// How often it is looked at then.
 const LOOK_EVERY: Duration = Duration::from_millis(1);
-/// Bytes of a member's messages that are kept, the last ones.
-const MESSAGES_KEPT: usize = 2 << 10;
 
 /// What all members get.
 #[derive(Clone, Copy, Debug)]
@@ -82,12 +80,7 @@ impl Member {
 
     /// Why it has failed, if it ended by itself and not well.
     pub fn failure(&self) -> Option<Failure> {
-        let said = || String::from_utf8_lossy(&self.messages).into_owned();
-        match self.ended {
-            Some((Ended { signal: Some(signal), .. }, _)) => Some(Failure::Signalled(signal, said())),
-            Some((Ended { status, .. }, _)) if status != 0 => Some(Failure::Status(status, said())),
-            _ => None,
-        }
+        self.ended.and_then(|(ended, _)| Failure::of(ended, &self.messages))
     }
 
     fn kill(&mut self) {
@@ -95,13 +88,7 @@ impl Member {
             return;
         }
         self.killed = true;
-        // Before the group is gone, while they can be found.
-        let tree = memory::tree(&[self.pid().as_raw()]);
-        // It has not been waited for: the number is still its own. Whoever has ended meanwhile is not there.
-        let _ = killpg(self.pid(), Signal::SIGKILL);
-        for member in tree {
-            let _ = kill(Pid::from_raw(member), Signal::SIGKILL);
-        }
+        reap::kill_all(self.pid(), &[self.pid().as_raw()]);
     }
 
     /// Waits for it if it has ended, and takes what it has written until then.
@@ -143,9 +130,8 @@ impl Crowd {
         let open = || -> io::Result<_> {
             let (stdout, stderr) = (pipe2(OFlag::O_CLOEXEC)?, pipe2(OFlag::O_CLOEXEC)?);
             let report = launch.reports.then(|| pipe2(OFlag::O_CLOEXEC)).transpose()?;
-            for end in [&stdout.0, &stderr.0].into_iter().chain(report.as_ref().map(|(read, _)| read)) {
-                fcntl(end.as_fd(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-            }
+            let ends = [&stdout.0, &stderr.0].into_iter().chain(report.as_ref().map(|(read, _)| read));
+            ends.map(AsFd::as_fd).try_for_each(never_wait)?;
             Ok((stdout, stderr, report))
         };
         let (stdout, stderr, report) = open().map_err(Failure::Watch)?;
@@ -273,32 +259,24 @@ impl Member {
         let mut buffer = [0; 16 << 10];
         match kind {
             Kind::Output => {
-                let Some(mut file) = self.stdout.take() else { return Ok(()) };
-                let mut open = true;
-                while let Some(part) = read(&mut file, &mut buffer, &mut open) {
+                let Some(file) = self.stdout.take() else { return Ok(()) };
+                let ended = read_all(&file, &mut buffer, |part| {
                     self.first_output.get_or_insert(at);
                     on_output(index, self, at, part);
-                }
-                self.stdout = open.then_some(file);
+                });
+                self.stdout = (!ended).then_some(file);
             }
             Kind::Message => {
-                let Some(file) = &mut self.stderr else { return Ok(()) };
-                let mut open = true;
-                while let Some(part) = read(file, &mut buffer, &mut open) {
-                    self.messages.extend(part);
-                    self.messages.drain(..self.messages.len().saturating_sub(MESSAGES_KEPT));
-                }
-                if !open {
+                let Some(file) = &self.stderr else { return Ok(()) };
+                let messages = &mut self.messages;
+                if read_all(file, &mut buffer, |part| keep_last(messages, part)) {
                     self.stderr = None;
                 }
             }
             Kind::Report => {
-                let Some(file) = &mut self.report else { return Ok(()) };
-                let mut open = true;
-                while let Some(part) = read(file, &mut buffer, &mut open) {
-                    self.lines.feed(part);
-                }
-                if !open {
+                let Some(file) = &self.report else { return Ok(()) };
+                let lines = &mut self.lines;
+                if read_all(file, &mut buffer, |part| lines.feed(part)) {
                     self.report = None;
                 }
                 if self.lines.is_held() {
@@ -317,112 +295,5 @@ impl Member {
     }
 }
 
-/// Some of what can be read now, or `None`; then `open` says whether more may come.
-fn read<'b>(file: &mut File, buffer: &'b mut [u8], open: &mut bool) -> Option<&'b [u8]> {
-    loop {
-        match file.read(buffer) {
-            Ok(0) => *open = false,
-            Ok(len) => return buffer.get(..len),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => *open = error.kind() == io::ErrorKind::WouldBlock,
-        }
-        return None;
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn shell(script: &str) -> Launch {
-        let args = ["sh", "-c", script].map(Into::into).to_vec();
-        let env = vec![("PATH".into(), "/usr/bin:/bin".into())];
-        Launch { program: "/bin/sh".into(), args, env, ..Launch::default() }
-    }
-
-    /// Watches until all have ended; what each has written.
-    fn watch_all(crowd: &mut Crowd) -> Vec<Vec<u8>> {
-        let mut written = vec![Vec::new(); crowd.members().len()];
-        let deadline = Instant::now() + Duration::from_secs(30);
-        while crowd.members().iter().any(|member| member.ended().is_none()) {
-            assert!(Instant::now() < deadline);
-            let mut take = |index: usize, _: &Member, _, part: &[u8]| written[index].extend(part);
-            assert!(!crowd.watch(Duration::from_secs(1), None, &mut take).unwrap());
-        }
-        written
-    }
-
-    #[test]
-    fn members_are_watched_together_and_let_go_together() {
-        let (read, write) = pipe2(OFlag::O_CLOEXEC).unwrap();
-        let inputs = Inputs { stdin: read.as_fd(), hold: None };
-        let mut crowd = Crowd::new(false);
-        for status in 0..3 {
-            crowd
-                .start(&shell(&format!("echo {status}; read _; echo x >&2; exit {status}")), inputs)
-                .unwrap();
-        }
-        let mut printed = 0;
-        while printed < 3 {
-            crowd.watch(Duration::from_secs(10), None, &mut |_, _, _, _| printed += 1).unwrap();
-        }
-        assert!(
-            crowd.members().iter().all(|m| m.ended().is_none() && m.first_output() > Some(m.spawned_at()))
-        );
-        assert_eq!(crowd.roots().len(), 3);
-        drop(write);
-        watch_all(&mut crowd);
-        let failures: Vec<_> =
-            crowd.members().iter().map(|m| m.failure().map(|failure| failure.to_string())).collect();
-        assert_eq!(failures[0], None);
-        assert_eq!(failures[2].as_deref(), Some("exit status 2: x"));
-        assert!(crowd.members().iter().all(|member| !member.was_killed()));
-    }
-
-    #[test]
-    fn the_last_words_of_a_member_are_read() {
-        let null = File::open("/dev/null").unwrap();
-        let mut crowd = Crowd::new(false);
-        // The pipe stays open in a process that outlives the member.
-        let script = "sleep 60 & echo first; echo last; exit 0";
-        crowd.start(&shell(script), Inputs { stdin: null.as_fd(), hold: None }).unwrap();
-        let began = Instant::now();
-        assert_eq!(watch_all(&mut crowd), [b"first\nlast\n"]);
-        assert!(began.elapsed() < Duration::from_secs(30));
-        let _ = killpg(crowd.members()[0].pid(), Signal::SIGKILL);
-    }
-
-    #[test]
-    fn what_runs_when_it_is_dropped_is_killed_with_all_that_it_made() {
-        let null = File::open("/dev/null").unwrap();
-        let mut crowd = Crowd::new(false);
-        crowd.start(&shell("sleep 60 & echo $!; wait"), Inputs { stdin: null.as_fd(), hold: None }).unwrap();
-        let mut text = Vec::new();
-        while !text.ends_with(b"\n") {
-            crowd.watch(Duration::from_secs(10), None, &mut |_, _, _, part| text.extend(part)).unwrap();
-        }
-        let sleeper: i32 = String::from_utf8(text).unwrap().trim().parse().unwrap();
-        drop(crowd);
-        let deadline = Instant::now() + Duration::from_secs(10);
-        let lives = || match std::fs::read_to_string(format!("/proc/{sleeper}/stat")) {
-            // One that nobody has waited for yet is dead too.
-            Ok(stat) => !stat.contains(") Z "),
-            Err(_) => false,
-        };
-        while lives() {
-            assert!(Instant::now() < deadline, "it still runs");
-            std::thread::sleep(LOOK_EVERY);
-        }
-    }
-
-    #[test]
-    fn what_cannot_be_started_is_told() {
-        let null = File::open("/dev/null").unwrap();
-        let launch = Launch { program: "/nowhere".into(), ..Launch::default() };
-        let failure = Crowd::new(false)
-            .start(&launch, Inputs { stdin: null.as_fd(), hold: None })
-            .unwrap_err()
-            .to_string();
-        assert!(failure.contains("cannot execute /nowhere"), "{failure}");
-    }
-}
+mod tests;

@@ -3,7 +3,7 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
 use super::memory;
@@ -28,6 +28,18 @@ pub struct Ended {
 /// It is no child.
 pub fn ended(pid: Pid) -> io::Result<Option<Ended>> {
     Ok(wait(pid.as_raw())?.and_then(|(_, status, usage)| Ended::of(status, &usage)))
+}
+
+/// Kills the process group of a run that has not been waited for, and all else that came of it: `roots`, and below them.
+pub fn kill_all(pid: Pid, roots: &[i32]) {
+    // Before the group is gone, while they can be found.
+    let tree = memory::tree(roots);
+    // It has not been waited for: the number is still its own. Whoever has ended meanwhile is not there.
+    let _ = killpg(pid, Signal::SIGKILL);
+    let _ = kill(pid, Signal::SIGKILL);
+    for member in tree {
+        let _ = kill(Pid::from_raw(member), Signal::SIGKILL);
+    }
 }
 
 /// `wait4`, which does not wait: id, status and usage of a child that has ended or stopped.

@@ -8,8 +8,9 @@ use nix::sys::signal::Signal;
 
 use super::attempt::{Attempt, Failure, Measure, Terms, Where, attempt};
 use super::contestant::{Contestant, Launch, Run};
-use super::environment::{self, Conditions};
-use super::model::{ContestantInfo, Environment, Kind, MemorySample, Results, SCHEMA, Sample, Settings};
+use super::environment;
+use super::model::{ContestantInfo, Kind, MemorySample, Results, SCHEMA, Sample, Settings};
+use super::occasion::Occasion;
 use super::schedule::{self, Orders};
 use super::signals::Signals;
 use crate::milestone;
@@ -26,14 +27,7 @@ pub struct Plan {
     pub runs: Option<u32>,
     /// Rounds in which memory is measured.
     pub memory_runs: u32,
-    /// This process is a subreaper and has no children of its own.
-    pub subreaper: bool,
-    /// Names this bench, among all on this host; begins the ids of its runs.
-    pub label: String,
-    /// UTC, RFC 3339.
-    pub began: String,
-    pub environment: Environment,
-    pub conditions: Conditions,
+    pub occasion: Occasion,
 }
 
 /// How far a bench is.
@@ -83,14 +77,14 @@ pub fn run(
     let results = Results {
         schema: SCHEMA.into(),
         tandem: env!("CARGO_PKG_VERSION").into(),
-        began: plan.began.clone(),
+        began: plan.occasion.began.clone(),
         settings: plan.settings.clone(),
-        environment: plan.environment.clone(),
+        environment: plan.occasion.environment.clone(),
         contestants: Vec::new(),
         samples: Vec::new(),
         memory: Vec::new(),
         interrupted: false,
-        warnings: environment::warnings(&plan.conditions),
+        warnings: environment::warnings(&plan.occasion.conditions),
     };
     let mut bench = Bench {
         entrants: Vec::new(),
@@ -257,7 +251,7 @@ impl Bench<'_> {
 
     /// One run of a contestant, in which memory is measured if `memory` is given: of a VM, the size of its guest's.
     fn one(&mut self, index: usize, memory: Option<Option<u64>>) -> Made {
-        let id = format!("{}-{}", self.plan.label, self.next_id);
+        let id = format!("{}-{}", self.plan.occasion.label, self.next_id);
         self.next_id += 1;
         let failed =
             |failure| Made { attempt: Attempt { failure: Some(failure), ..Attempt::default() }, moment: "" };
@@ -283,7 +277,7 @@ impl Bench<'_> {
             time_limit: Duration::from_nanos(settings.time_limit),
             expect_output: settings.expect_output,
             measure,
-            subreaper: self.plan.subreaper,
+            subreaper: self.plan.occasion.subreaper,
         };
         let attempt = attempt(&launch, &terms, self.signals.as_deref_mut());
         if attempt.killed {
@@ -295,7 +289,7 @@ impl Bench<'_> {
     /// Keeps the results complete, as they are saved.
     fn update(&mut self) {
         self.results.contestants = self.entrants.iter().map(|entrant| entrant.info.clone()).collect();
-        environment::conclude(&mut self.results.environment, &self.plan.conditions);
+        environment::conclude(&mut self.results.environment, &self.plan.occasion.conditions);
     }
 
     fn finish(mut self) -> Results {
@@ -303,7 +297,7 @@ impl Bench<'_> {
             entrant.contestant.finish();
         }
         self.update();
-        let warnings = environment::conclude(&mut self.results.environment, &self.plan.conditions);
+        let warnings = environment::conclude(&mut self.results.environment, &self.plan.occasion.conditions);
         self.results.warnings.extend(warnings);
         let failures = self.results.samples.iter().filter(|s| !s.warmup && s.failure.is_some());
         let names: BTreeSet<_> = failures.map(|sample| sample.contestant.clone()).collect();

@@ -4,7 +4,6 @@ mod ablate;
 mod common;
 mod density;
 mod exports;
-mod progress;
 mod steady;
 pub(super) mod trial;
 
@@ -17,18 +16,16 @@ use clap::{Args, Subcommand};
 use nix::sys::signal::Signal;
 use thiserror::Error;
 
+use self::common::{Beginning, Progress};
 use self::exports::Exports;
-use self::progress::Progress;
 use super::units::{parse_duration, parse_size};
 use super::{report, say};
-use crate::bench::environment::{self, Conditions};
 use crate::bench::foreign::GuestFiles;
 use crate::bench::foreign::site::SiteError;
 use crate::bench::model::{Results, Settings};
 use crate::bench::registry::{self, Selected, SelectionError};
 use crate::bench::runner::{self, Observer, Plan};
 use crate::bench::schedule;
-use crate::bench::signals::Signals;
 use crate::bench::steady::LoadError;
 use crate::bench::summary::Summary;
 use crate::bench::workload::{Workload, WorkloadError};
@@ -36,6 +33,7 @@ use crate::host::kvm_backend::KvmBackend;
 use crate::host::paths::{Paths, PathsError, STANDARD};
 use crate::host::runtimes;
 use crate::machine::outcome::exit_code;
+use crate::report::table;
 
 /// Where root's benches keep the state of other runtimes.
 const ROOTS_STATE: &str = "/var/lib/tandem";
@@ -185,23 +183,28 @@ pub fn run(args: &BenchArgs) -> u8 {
 }
 
 fn bench(args: &BenchArgs) -> Result<u8, BenchError> {
-    let mut progress = Progress::new(args.exports.results_file(&Paths::from_env()));
+    let paths = Paths::from_env();
+    let file = args.exports.results_file(&paths);
+    let mut progress = Progress::new("runs", file.as_deref());
     let Measured { results, selected, signal } = measure(args, schedule::MEMORY_RUNS, &mut progress)?;
-    progress.finish();
+    let kept = progress.finish();
     let summary = Summary::of(&results);
-    let written = args.exports.write(&results, &summary, progress.file());
-    exports::print(&results, &summary);
-    if let Some(file) = progress.unnamed_file() {
+    let written = args.exports.write(&results, &summary, file.as_deref());
+    common::print(|style| table::render(&results, &summary, style));
+    if let Some(file) = file.filter(|_| kept && !args.exports.names_results()) {
         say(format_args!("tandem: all samples are in {}", file.display()));
     }
-    if let Some(signal) = signal {
-        return Ok(exit_code::SIGNAL.saturating_add(signal as u8));
+    Ok(common::exit_code(signal, written, is_complete(&results, &selected)))
+}
+
+impl Observer for Progress {
+    fn run(&mut self, progress: runner::Progress) {
+        self.at(progress.done.into(), progress.total.into());
     }
-    Ok(match (written, is_complete(&results, &selected)) {
-        (false, _) => exit_code::SETUP,
-        (true, false) => SOME_FAILED,
-        (true, true) => 0,
-    })
+
+    fn round(&mut self, results: &Results) {
+        self.keep(results);
+    }
 }
 
 /// What came of a bench.
@@ -222,21 +225,9 @@ fn measure(args: &BenchArgs, memory_runs: u32, observer: &mut dyn Observer) -> R
     if args.cold {
         runner::check_cold().map_err(BenchError::Cold)?;
     }
-    let mut signals = Signals::new().map_err(BenchError::Signals)?;
-    crate::bench::become_subreaper().map_err(BenchError::Subreaper)?;
-    let settings = settings(args, &workload, baseline);
-    let context = common::context(workload, &programs, &paths)?;
-    let conditions = Conditions::now();
-    let plan = Plan {
-        settings,
-        runs: args.runs,
-        memory_runs,
-        subreaper: true,
-        label: context.site.label.clone(),
-        began: common::now(),
-        environment: environment::describe(&conditions, &programs),
-        conditions,
-    };
+    let Beginning { mut signals, context, occasion } = common::begin(workload, &programs, &paths)?;
+    let settings = settings(args, &context.workload, baseline);
+    let plan = Plan { settings, runs: args.runs, memory_runs, occasion };
     let contestants = common::contestants(&selected, &context);
     let mut results = runner::run(contestants, &plan, Some(&mut signals), observer);
     if args.baseline.is_none() {
@@ -269,7 +260,7 @@ fn choose_baseline(results: &mut Results) {
 
 fn settings(args: &BenchArgs, workload: &Workload, baseline: String) -> Settings {
     Settings {
-        command: args.command.iter().map(|word| word.to_string_lossy().into_owned()).collect(),
+        command: common::words(&args.command),
         root: workload.root.display().to_string(),
         runs: args.runs.unwrap_or(schedule::RUNS),
         warmup: args.warmup,
@@ -279,7 +270,7 @@ fn settings(args: &BenchArgs, workload: &Workload, baseline: String) -> Settings
         memory: args.memory,
         baseline,
         expect_output: args.expect_output,
-        time_limit: u64::try_from(args.time_limit.as_nanos()).unwrap_or(u64::MAX),
+        time_limit: common::nanoseconds(args.time_limit),
     }
 }
 

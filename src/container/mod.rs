@@ -9,6 +9,7 @@ mod config;
 mod launch;
 mod layers;
 mod marks;
+mod mounts;
 mod outcome;
 mod plan;
 mod root;

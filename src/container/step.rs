@@ -190,6 +190,24 @@ impl StepError {
     }
 }
 
+/// A step that failed, and its errno.
+pub(super) struct Failure {
+    pub step: Step,
+    pub errno: libc::c_int,
+}
+
+pub(super) type Result<T = ()> = std::result::Result<T, Failure>;
+
+/// The result of a system call, or the step that failed.
+pub(super) fn check(step: Step, result: libc::c_int) -> Result<libc::c_int> {
+    if result < 0 { Err(Failure { step, errno: errno() }) } else { Ok(result) }
+}
+
+pub(super) fn errno() -> libc::c_int {
+    // SAFETY: the C library's address of this thread's errno is always valid.
+    unsafe { *libc::__errno_location() }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

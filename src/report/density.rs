@@ -1,8 +1,5 @@
-//! Reports of many at once: for a terminal, as Markdown, CSV and JSON.
+//! Reports of many at once: for a terminal, as Markdown and CSV.
 
-use serde::Serialize;
-
-use super::ReportError;
 use super::csv::line;
 use super::number::{self, MEBIBYTE, MILLISECOND};
 use super::page::{self, Page, Sheet};
@@ -20,20 +17,6 @@ pub fn terminal(results: &Results, summary: &Summary, style: Style) -> String {
 /// The document, ending in a newline.
 pub fn markdown(results: &Results, summary: &Summary) -> String {
     page(results, summary).markdown()
-}
-
-/// The results as they are, and the `summary` of them.
-///
-/// # Errors
-/// See [`ReportError`].
-pub fn json(results: &Results, summary: &Summary) -> Result<String, ReportError> {
-    #[derive(Serialize)]
-    struct Document<'a> {
-        #[serde(flatten)]
-        results: &'a Results,
-        summary: &'a Summary,
-    }
-    Ok(serde_json::to_string_pretty(&Document { results, summary })? + "\n")
 }
 
 /// A line for each level, quoted as RFC 4180 says. What is not known is empty. `up_ns` has the time of each one.
@@ -246,6 +229,10 @@ mod tests {
         assert!(text.contains("vm,64,2,false,2,2 times exit status 125,,"), "{text}");
         let summary = Summary::of(&results);
         assert!(markdown(&results, &summary).contains("| 64 | 65.00 (64.00 to 66.00) |"));
-        assert_eq!(serde_json::from_str::<Results>(&json(&results, &summary).unwrap()).unwrap(), results);
+        assert_eq!(
+            serde_json::from_str::<Results>(&super::super::json::render(&results, &summary).unwrap())
+                .unwrap(),
+            results
+        );
     }
 }

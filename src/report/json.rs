@@ -1,23 +1,20 @@
-//! JSON: the results as they are, which [`Results`] reads again, and the `summary` of them.
+//! JSON: the results as they are, to be read again, and the `summary` of them.
 
 use serde::Serialize;
 
 use super::ReportError;
-use crate::bench::model::Results;
-use crate::bench::summary::Summary;
 
-#[derive(Serialize)]
-struct Document<'a> {
-    #[serde(flatten)]
-    results: &'a Results,
-    summary: &'a Summary,
-}
-
-/// The document, ending in a newline. Times are nanoseconds, memory bytes.
+/// The document of any bench, ending in a newline. Times are nanoseconds, memory bytes.
 ///
 /// # Errors
 /// See [`ReportError`].
-pub fn render(results: &Results, summary: &Summary) -> Result<String, ReportError> {
+pub fn render(results: &impl Serialize, summary: &impl Serialize) -> Result<String, ReportError> {
+    #[derive(Serialize)]
+    struct Document<'a, R, S> {
+        #[serde(flatten)]
+        results: &'a R,
+        summary: &'a S,
+    }
     Ok(serde_json::to_string_pretty(&Document { results, summary })? + "\n")
 }
 
@@ -25,6 +22,7 @@ pub fn render(results: &Results, summary: &Summary) -> Result<String, ReportErro
 mod tests {
     use super::*;
     use crate::bench::fixture;
+    use crate::bench::model::Results;
 
     #[test]
     fn results_are_read_again_as_they_were() {

@@ -1,8 +1,5 @@
-//! Reports of steady work: for a terminal, as Markdown, CSV and JSON.
+//! Reports of steady work: for a terminal, as Markdown and CSV.
 
-use serde::Serialize;
-
-use super::ReportError;
 use super::csv::line;
 use super::number;
 use super::page::{self, Page, Sheet};
@@ -20,20 +17,6 @@ pub fn terminal(results: &Results, summary: &Summary, style: Style) -> String {
 /// The document, ending in a newline.
 pub fn markdown(results: &Results, summary: &Summary) -> String {
     page(results, summary).markdown()
-}
-
-/// The results as they are, and the `summary` of them.
-///
-/// # Errors
-/// See [`ReportError`].
-pub fn json(results: &Results, summary: &Summary) -> Result<String, ReportError> {
-    #[derive(Serialize)]
-    struct Document<'a> {
-        #[serde(flatten)]
-        results: &'a Results,
-        summary: &'a Summary,
-    }
-    Ok(serde_json::to_string_pretty(&Document { results, summary })? + "\n")
 }
 
 /// A line for each load of each run, quoted as RFC 4180 says. What is not known is empty.
@@ -278,7 +261,7 @@ mod tests {
         assert!(text.contains("vm,7,1,did not end within 30 s,tsc,tmpfs,cpu,,1000000,"), "{text}");
         let summary = Summary::of(&results);
         assert!(markdown(&results, &summary).contains("| system-call | 3."));
-        let json = json(&results, &summary).unwrap();
+        let json = super::super::json::render(&results, &summary).unwrap();
         assert_eq!(serde_json::from_str::<Results>(&json).unwrap(), results);
     }
 

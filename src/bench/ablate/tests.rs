@@ -1,8 +1,8 @@
 use super::summary::Summary;
 use super::*;
 use crate::bench::contestant::{Contestant, Launch, Run, Skip};
-use crate::bench::environment::Conditions;
-use crate::bench::model::{ContestantInfo, Environment, Kind, Settings};
+use crate::bench::model::{ContestantInfo, Kind, Settings};
+use crate::bench::occasion::Occasion;
 use crate::bench::runner::{self, Observer, Plan};
 use crate::bench::statistics::Verdict;
 
@@ -59,7 +59,6 @@ fn what_a_step_adds_is_found_in_real_runs() {
         ablation.steps.push(Step { name: name.into(), side: Side::Container, what: String::new(), against });
         contestants.push(Box::new(Mock { name, script }));
     }
-    let conditions = Conditions::now();
     let plan = Plan {
         settings: Settings {
             command: vec!["echo".into()],
@@ -76,11 +75,7 @@ fn what_a_step_adds_is_found_in_real_runs() {
         },
         runs: Some(6),
         memory_runs: 0,
-        subreaper: false,
-        label: "ablate".into(),
-        began: String::new(),
-        environment: Environment::default(),
-        conditions,
+        occasion: Occasion::of_test(),
     };
     let results = runner::run(contestants, &plan, None, &mut Silent);
     let summary = Summary::of(&results, &ablation);

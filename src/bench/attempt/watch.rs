@@ -1,11 +1,10 @@
 //! A run while it lasts: its output, its report, its end.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::Pid;
 
@@ -15,13 +14,12 @@ use crate::bench::reap::{self, Ended};
 use crate::bench::report_lines::ReportLines;
 use crate::bench::signals::Signals;
 use crate::bench::spawn::Spawned;
+use crate::bench::streams::{keep_last, never_wait, read_all};
 use crate::bench::trace::{self, Stop};
 use crate::milestone;
 
 /// Bytes of a run's output that are kept.
 const OUTPUT_KEPT: usize = 64 << 10;
-/// Bytes of its messages that are kept, the last ones.
-const MESSAGES_KEPT: usize = 4 << 10;
 /// How often memory is read where a run cannot be held.
 const POLL_EVERY: Duration = Duration::from_millis(2);
 /// How often a traced process is asked whether it has stopped: its pidfd tells of its end alone.
@@ -79,8 +77,7 @@ impl<'a> Watch<'a> {
     /// Watches until the process has ended, which is then waited for.
     pub(super) fn run(&mut self) -> Result<(), Failure> {
         for file in [&self.ends.stdout, &self.ends.stderr].into_iter().chain(&self.ends.report) {
-            fcntl(file.as_fd(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK))
-                .map_err(|errno| Failure::Watch(errno.into()))?;
+            never_wait(file.as_fd()).map_err(Failure::Watch)?;
         }
         loop {
             let ready = self.wait()?;
@@ -154,10 +151,7 @@ impl<'a> Watch<'a> {
         }
         if messages {
             let kept = &mut self.messages;
-            self.closed[1] = read_all(&self.ends.stderr, &mut buffer, |part| {
-                kept.extend(part);
-                kept.drain(..kept.len().saturating_sub(MESSAGES_KEPT));
-            });
+            self.closed[1] = read_all(&self.ends.stderr, &mut buffer, |part| keep_last(kept, part));
         }
         if report && let Some(file) = &self.ends.report {
             let lines = &mut self.lines;
@@ -273,11 +267,8 @@ impl<'a> Watch<'a> {
 
     /// Whether a run that has ended by itself has failed.
     pub(super) fn judge(&mut self, attempt: &Attempt) -> Option<Failure> {
-        let said = || String::from_utf8_lossy(&self.messages).into_owned();
-        match self.ended {
-            Some(Ended { signal: Some(signal), .. }) => return Some(Failure::Signalled(signal, said())),
-            Some(Ended { status, .. }) if status != 0 => return Some(Failure::Status(status, said())),
-            _ => {}
+        if let Some(failure) = self.ended.and_then(|ended| Failure::of(ended, &self.messages)) {
+            return Some(failure);
         }
         if self.terms.expect_output && attempt.output_bytes == 0 {
             return Some(Failure::Silent);
@@ -305,17 +296,5 @@ fn entry<'fd>(fd: Option<BorrowedFd<'fd>>, stand_in: BorrowedFd<'fd>) -> PollFd<
     match fd {
         Some(fd) => PollFd::new(fd, PollFlags::POLLIN),
         None => PollFd::new(stand_in, PollFlags::empty()),
-    }
-}
-
-/// Reads until there is no more for now. Whether that was the end.
-fn read_all(mut file: &File, buffer: &mut [u8], mut take: impl FnMut(&[u8])) -> bool {
-    loop {
-        match file.read(buffer) {
-            Ok(0) => return true,
-            Ok(len) => take(buffer.get(..len).unwrap_or_default()),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return error.kind() != io::ErrorKind::WouldBlock,
-        }
     }
 }

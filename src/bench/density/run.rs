@@ -7,8 +7,9 @@ use super::level::{self, Terms};
 use super::model::{Level, Results, SCHEMA, Settings, Stop};
 use super::room;
 use crate::bench::contestant::Contestant;
-use crate::bench::environment::{self, Conditions};
-use crate::bench::model::{ContestantInfo, Environment};
+use crate::bench::environment;
+use crate::bench::model::ContestantInfo;
+use crate::bench::occasion::Occasion;
 use crate::bench::schedule::Orders;
 use crate::bench::signals::Signals;
 
@@ -19,14 +20,7 @@ const SETTLE: Duration = Duration::from_millis(200);
 #[derive(Clone, Debug)]
 pub struct Plan {
     pub settings: Settings,
-    /// This process is a subreaper and has no children of its own.
-    pub subreaper: bool,
-    /// Of this bench, in front of the names of its runs.
-    pub label: String,
-    /// UTC, RFC 3339.
-    pub began: String,
-    pub environment: Environment,
-    pub conditions: Conditions,
+    pub occasion: Occasion,
 }
 
 /// Is told of a bench while it lasts.
@@ -57,14 +51,14 @@ pub fn run(
     let results = Results {
         schema: SCHEMA.into(),
         tandem: env!("CARGO_PKG_VERSION").into(),
-        began: plan.began.clone(),
+        began: plan.occasion.began.clone(),
         settings: plan.settings.clone(),
-        environment: plan.environment.clone(),
+        environment: plan.occasion.environment.clone(),
         contestants: Vec::new(),
         levels: Vec::new(),
         stops: Vec::new(),
         interrupted: false,
-        warnings: environment::warnings(&plan.conditions),
+        warnings: environment::warnings(&plan.occasion.conditions),
     };
     let mut bench = Bench {
         entrants: Vec::new(),
@@ -161,13 +155,13 @@ impl Bench<'_> {
     fn one(&mut self, index: usize, count: u32, round: u32, warmup: bool) -> Result<(), level::Interrupted> {
         std::thread::sleep(SETTLE);
         let settings = &self.plan.settings;
-        let label = format!("{}-{}", self.plan.label, self.next_id);
+        let label = format!("{}-{}", self.plan.occasion.label, self.next_id);
         self.next_id += 1;
         let terms = Terms {
             count,
             time_limit: Duration::from_nanos(settings.time_limit),
             floor: settings.reserve / 2,
-            subreaper: self.plan.subreaper,
+            subreaper: self.plan.occasion.subreaper,
             label: &label,
         };
         let Some((contestant, info)) = self.entrants.get_mut(index) else { return Ok(()) };
@@ -186,7 +180,7 @@ impl Bench<'_> {
         for (contestant, _) in &mut self.entrants {
             contestant.finish();
         }
-        let warnings = environment::conclude(&mut self.results.environment, &self.plan.conditions);
+        let warnings = environment::conclude(&mut self.results.environment, &self.plan.occasion.conditions);
         self.results.warnings.extend(warnings);
         self.results
     }

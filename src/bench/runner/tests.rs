@@ -77,16 +77,7 @@ fn plan(runs: Option<u32>, warmup: u32) -> Plan {
         expect_output: false,
         time_limit: 20_000_000_000,
     };
-    Plan {
-        settings,
-        runs,
-        memory_runs: 0,
-        subreaper: false,
-        label: "test-1".into(),
-        began: "2026-01-01T00:00:00Z".into(),
-        environment: Environment::default(),
-        conditions: Conditions::now(),
-    }
+    Plan { settings, runs, memory_runs: 0, occasion: Occasion::of_test() }
 }
 
 /// Keeps the results of each round, as they would be saved.

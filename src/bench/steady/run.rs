@@ -11,9 +11,10 @@ use super::processor_time;
 use crate::bench::attempt::Failure;
 use crate::bench::contestant::{Contestant, Run};
 use crate::bench::crowd::{Crowd, Inputs, Member};
-use crate::bench::environment::{self, Conditions};
+use crate::bench::environment;
 use crate::bench::memory;
-use crate::bench::model::{ContestantInfo, Environment};
+use crate::bench::model::ContestantInfo;
+use crate::bench::occasion::Occasion;
 use crate::bench::schedule::Orders;
 use crate::bench::signals::Signals;
 
@@ -27,14 +28,7 @@ const CLOCK_SLACK: u64 = 100_000_000;
 #[derive(Clone, Debug)]
 pub struct Plan {
     pub settings: Settings,
-    /// This process is a subreaper and has no children of its own.
-    pub subreaper: bool,
-    /// Of this bench, in front of the names of its runs.
-    pub label: String,
-    /// UTC, RFC 3339.
-    pub began: String,
-    pub environment: Environment,
-    pub conditions: Conditions,
+    pub occasion: Occasion,
 }
 
 /// Is told of a bench while it lasts.
@@ -60,13 +54,13 @@ pub fn run(
     let mut results = Results {
         schema: SCHEMA.into(),
         tandem: env!("CARGO_PKG_VERSION").into(),
-        began: plan.began.clone(),
+        began: plan.occasion.began.clone(),
         settings: plan.settings.clone(),
-        environment: plan.environment.clone(),
+        environment: plan.occasion.environment.clone(),
         contestants: Vec::new(),
         samples: Vec::new(),
         interrupted: false,
-        warnings: environment::warnings(&plan.conditions),
+        warnings: environment::warnings(&plan.occasion.conditions),
     };
     let mut entrants: Vec<Entrant> = Vec::new();
     for mut contestant in contestants {
@@ -85,7 +79,7 @@ pub fn run(
     'rounds: for round in 0..plan.settings.runs {
         for (position, index) in (0..).zip(orders.next(taking_part.clone())) {
             let Some(entrant) = entrants.get_mut(index) else { continue };
-            let id = format!("{}-{next_id}", plan.label);
+            let id = format!("{}-{next_id}", plan.occasion.label);
             next_id += 1;
             let mut told = |in_run: u64| observer.load(done + in_run, total);
             let mut sample = one(entrant, &id, plan, signals.as_deref_mut(), &mut told);
@@ -104,7 +98,7 @@ pub fn run(
     for entrant in &mut entrants {
         entrant.contestant.finish();
     }
-    let warnings = environment::conclude(&mut results.environment, &plan.conditions);
+    let warnings = environment::conclude(&mut results.environment, &plan.occasion.conditions);
     results.warnings.extend(warnings);
     results
 }
@@ -119,7 +113,7 @@ fn one(
 ) -> Sample {
     let run = Run { id, hold: false };
     let mut sample = Sample { contestant: entrant.info.name.clone(), ..Sample::default() };
-    let mut crowd = Crowd::new(plan.subreaper);
+    let mut crowd = Crowd::new(plan.occasion.subreaper);
     let started = entrant.contestant.launch(run).map_err(Failure::Launch).and_then(|launch| {
         let null = File::open("/dev/null").map_err(Failure::Watch)?;
         crowd.start(&launch, Inputs { stdin: null.as_fd(), hold: None })
@@ -130,7 +124,8 @@ fn one(
     }
     let time_limit = Duration::from_nanos(plan.settings.time_limit);
     let deadline = Instant::now() + time_limit;
-    let mut listener = Listener::new(&plan.settings, entrant.contestant.has_daemon(), plan.subreaper);
+    let mut listener =
+        Listener::new(&plan.settings, entrant.contestant.has_daemon(), plan.occasion.subreaper);
     let mut failure = None;
     while failure.is_none() && crowd.members().iter().any(|member| member.ended().is_none()) {
         let left = deadline.saturating_duration_since(Instant::now());

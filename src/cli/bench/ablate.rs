@@ -1,31 +1,25 @@
 //! `tandem bench ablate`: what each choice costs.
 
 use std::ffi::OsString;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use indicatif::ProgressBar;
 
-use super::common::{self, Files};
-use super::{BenchError, SOME_FAILED};
+use super::BenchError;
+use super::common::{self, Beginning, Files, Progress};
 use crate::bench::ablate::summary::Summary;
 use crate::bench::ablate::{self, Ablation, Site, Variant};
-use crate::bench::environment::{self, Conditions};
-use crate::bench::model::{Results, Settings};
+use crate::bench::model::Settings;
 use crate::bench::registry::Context;
-use crate::bench::runner::{self, Observer, Plan};
+use crate::bench::runner::{self, Plan};
 use crate::bench::schedule;
-use crate::bench::signals::Signals;
 use crate::bench::vm::VirtualMachine;
 use crate::bench::workload::Workload;
 use crate::cli::units::parse_duration;
 use crate::host::kvm_backend::KvmBackend;
 use crate::host::paths::{Paths, STANDARD};
 use crate::host::runtimes;
-use crate::machine::outcome::exit_code;
-use crate::report::table::Style;
 use crate::report::{ablate as report, csv};
 
 /// Arguments of `tandem bench ablate`.
@@ -76,29 +70,18 @@ pub(super) fn run(args: &AblateArgs) -> Result<u8, BenchError> {
     let paths = Paths::from_env();
     let programs = runtimes::find(&std::env::var_os("PATH").unwrap_or_default());
     let workload = Workload::new(args.command.clone(), args.root.as_deref(), &paths)?;
-    let mut signals = Signals::new().map_err(BenchError::Signals)?;
-    crate::bench::become_subreaper().map_err(BenchError::Subreaper)?;
-    let context = common::context(workload, &programs, &paths)?;
-    let conditions = Conditions::now();
+    let Beginning { mut signals, context, occasion } = common::begin(workload, &programs, &paths)?;
     let (variants, mut ablation) = variants(args, &context, &paths);
     let mut contestants = Vec::new();
     for Variant { step, contestant } in variants {
         ablation.steps.push(step);
         contestants.push(contestant);
     }
-    let plan = Plan {
-        settings: settings(args, &context, &ablation),
-        runs: args.runs,
-        memory_runs: 0,
-        subreaper: true,
-        label: context.site.label.clone(),
-        began: common::now(),
-        environment: environment::describe(&conditions, &programs),
-        conditions,
-    };
-    let mut progress = Progress { bar: common::bar("runs"), files: &args.files, failed: false };
+    let plan =
+        Plan { settings: settings(args, &context, &ablation), runs: args.runs, memory_runs: 0, occasion };
+    let mut progress = Progress::new("runs", args.files.export_json.as_deref());
     let results = runner::run(contestants, &plan, Some(&mut signals), &mut progress);
-    progress.bar.finish_and_clear();
+    progress.finish();
     context.site.remove();
     let summary = Summary::of(&results, &ablation);
     let written = args.files.write(
@@ -106,18 +89,8 @@ pub(super) fn run(args: &AblateArgs) -> Result<u8, BenchError> {
         &|| Ok(csv::render(&results)),
         &|| Ok(report::markdown(&results, &summary)),
     );
-    let mut stdout = std::io::stdout();
-    let text = report::terminal(&results, &summary, Style::of(&stdout));
-    // Nobody may be there to read it.
-    let _ = stdout.write_all(text.as_bytes());
-    if let Some(signal) = signals.received() {
-        return Ok(exit_code::SIGNAL.saturating_add(signal as u8));
-    }
-    Ok(match (written, summary.is_complete()) {
-        (false, _) => exit_code::SETUP,
-        (true, false) => SOME_FAILED,
-        (true, true) => 0,
-    })
+    common::print(|style| report::terminal(&results, &summary, style));
+    Ok(common::exit_code(signals.received(), written, summary.is_complete()))
 }
 
 /// Who takes part, and what is left out.
@@ -146,7 +119,7 @@ fn settings(args: &AblateArgs, context: &Context<'_>, ablation: &Ablation) -> Se
     let usual = if args.slow { Duration::from_secs(300) } else { Duration::from_secs(30) };
     let time_limit = args.time_limit.unwrap_or(usual);
     Settings {
-        command: args.command.iter().map(|word| word.to_string_lossy().into_owned()).collect(),
+        command: common::words(&args.command),
         root: context.workload.root.display().to_string(),
         runs: args.runs.unwrap_or(schedule::RUNS),
         warmup: args.warmup,
@@ -156,24 +129,6 @@ fn settings(args: &AblateArgs, context: &Context<'_>, ablation: &Ablation) -> Se
         memory: None,
         baseline: ablation.steps.first().map(|step| step.name.clone()).unwrap_or_default(),
         expect_output: args.expect_output,
-        time_limit: u64::try_from(time_limit.as_nanos()).unwrap_or(u64::MAX),
-    }
-}
-
-struct Progress<'a> {
-    bar: ProgressBar,
-    files: &'a Files,
-    failed: bool,
-}
-
-impl Observer for Progress<'_> {
-    fn run(&mut self, progress: runner::Progress) {
-        self.bar.set_length(progress.total.into());
-        self.bar.set_position(progress.done.into());
-    }
-
-    fn round(&mut self, results: &Results) {
-        let Self { bar, files, failed } = self;
-        bar.suspend(|| common::keep(files.export_json.as_deref(), results, failed));
+        time_limit: common::nanoseconds(time_limit),
     }
 }

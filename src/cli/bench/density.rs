@@ -1,29 +1,23 @@
 //! `tandem bench density`: many at once.
 
 use std::ffi::OsString;
-use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use indicatif::ProgressBar;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use super::common::{self, Files, Limits, USUAL};
-use super::{BenchError, SOME_FAILED};
+use super::BenchError;
+use super::common::{self, Beginning, Files, Limits, Progress, USUAL};
 use crate::bench::density::model::{Results, Settings};
 use crate::bench::density::summary::Summary;
 use crate::bench::density::{self, Plan};
-use crate::bench::environment::{self, Conditions};
 use crate::bench::registry;
-use crate::bench::signals::Signals;
 use crate::bench::workload::Workload;
 use crate::cli::units::parse_duration;
 use crate::host::paths::Paths;
 use crate::host::runtimes;
-use crate::machine::outcome::exit_code;
-use crate::report::density as report;
-use crate::report::table::Style;
+use crate::report::{density as report, json};
 
 /// Arguments of `tandem bench density`.
 #[derive(Debug, Args)]
@@ -66,61 +60,40 @@ pub(super) fn run(args: &DensityArgs) -> Result<u8, BenchError> {
     };
     let mut workload = Workload::new(command, args.root.as_deref(), &paths)?;
     (workload.cpus, workload.memory) = (args.limits.cpus, args.limits.memory);
-    let mut signals = Signals::new().map_err(BenchError::Signals)?;
-    crate::bench::become_subreaper().map_err(BenchError::Subreaper)?;
     allow_many_descriptors();
-    let context = common::context(workload, &programs, &paths)?;
-    let conditions = Conditions::now();
+    let Beginning { mut signals, context, occasion } = common::begin(workload, &programs, &paths)?;
     let mut counts = args.counts.clone();
     counts.sort_unstable();
     counts.dedup();
     let plan = Plan {
         settings: Settings {
-            command: context
-                .workload
-                .command
-                .iter()
-                .map(|word| word.to_string_lossy().into_owned())
-                .collect(),
+            command: common::words(&context.workload.command),
             root: context.workload.root.display().to_string(),
             counts,
             runs: args.runs,
             seed: common::seed(args.seed),
             cpus: args.limits.cpus,
             memory: args.limits.memory,
-            time_limit: u64::try_from(args.time_limit.as_nanos()).unwrap_or(u64::MAX),
+            time_limit: common::nanoseconds(args.time_limit),
             reserve: density::reserve(),
         },
-        subreaper: true,
-        label: context.site.label.clone(),
-        began: common::now(),
-        environment: environment::describe(&conditions, &programs),
-        conditions,
+        occasion,
     };
     let contestants = common::contestants(&selected, &context);
-    let mut progress = Progress { bar: common::bar("runs"), files: &args.files, failed: false };
+    let mut progress = Progress::new("runs", args.files.export_json.as_deref());
     let results = density::run(contestants, &plan, Some(&mut signals), &mut progress);
-    progress.bar.finish_and_clear();
+    progress.finish();
     context.site.remove();
     let summary = Summary::of(&results);
     let written =
-        args.files.write(&|| report::json(&results, &summary), &|| Ok(report::csv(&results)), &|| {
+        args.files.write(&|| json::render(&results, &summary), &|| Ok(report::csv(&results)), &|| {
             Ok(report::markdown(&results, &summary))
         });
-    let mut stdout = std::io::stdout();
-    let text = report::terminal(&results, &summary, Style::of(&stdout));
-    // Nobody may be there to read it.
-    let _ = stdout.write_all(text.as_bytes());
-    if let Some(signal) = signals.received() {
-        return Ok(exit_code::SIGNAL.saturating_add(signal as u8));
-    }
+    common::print(|style| report::terminal(&results, &summary, style));
     let missing =
         summary.contestants.iter().zip(&selected).any(|(row, one)| row.skipped.is_some() && one.wanted);
-    Ok(match (written, missing || !summary.is_complete()) {
-        (false, _) => exit_code::SETUP,
-        (true, true) => SOME_FAILED,
-        (true, false) => 0,
-    })
+    let complete = !missing && summary.is_complete();
+    Ok(common::exit_code(signals.received(), written, complete))
 }
 
 /// Each of many takes some descriptors; where no more are allowed, starting fails, which is told.
@@ -130,17 +103,9 @@ fn allow_many_descriptors() {
     }
 }
 
-struct Progress<'a> {
-    bar: ProgressBar,
-    files: &'a Files,
-    failed: bool,
-}
-
-impl density::Observer for Progress<'_> {
+impl density::Observer for Progress {
     fn level(&mut self, done: u64, total: u64, results: &Results) {
-        self.bar.set_length(total);
-        self.bar.set_position(done);
-        let Self { bar, files, failed } = self;
-        bar.suspend(|| common::keep(files.export_json.as_deref(), results, failed));
+        self.at(done, total);
+        self.keep(results);
     }
 }

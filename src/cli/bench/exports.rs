@@ -1,19 +1,15 @@
-//! Results as files, and on the terminal.
+//! Results as files.
 
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use super::super::say;
+use super::common::write;
 use super::default_file;
-use super::progress::ResultsFile;
 use crate::bench::model::Results;
-use crate::bench::save::save;
 use crate::bench::summary::Summary;
-use crate::host::errors::chain;
 use crate::host::paths::Paths;
-use crate::report::table::{self, Style};
-use crate::report::{ReportError, csv, html, hyperfine, json, markdown};
+use crate::report::{csv, html, hyperfine, json, markdown};
 
 /// Files to write.
 #[derive(Debug, Args)]
@@ -36,47 +32,25 @@ pub(super) struct Exports {
 }
 
 impl Exports {
-    /// The file that is kept up to date.
-    pub(super) fn results_file(&self, paths: &Paths) -> ResultsFile {
-        match (&self.export_json, default_file(paths)) {
-            (Some(path), _) => ResultsFile::Named(path.clone()),
-            (None, Some(path)) => ResultsFile::Unnamed(path),
-            (None, None) => ResultsFile::None,
-        }
+    /// Whether the user has named the file that has all the results.
+    pub(super) fn names_results(&self) -> bool {
+        self.export_json.is_some()
+    }
+
+    /// The file that is kept up to date: the one that is named, else one in the cache, if there is one.
+    pub(super) fn results_file(&self, paths: &Paths) -> Option<PathBuf> {
+        self.export_json.clone().or_else(|| default_file(paths))
     }
 
     /// Writes all files; `results_file` is that of [`Self::results_file`]. Says what could not be written, and whether all
     /// was.
     pub(super) fn write(&self, results: &Results, summary: &Summary, results_file: Option<&Path>) -> bool {
-        type Render<'a> = Box<dyn Fn() -> Result<String, ReportError> + 'a>;
-        let exports: [(Option<&Path>, Render<'_>); 5] = [
-            (results_file, Box::new(|| json::render(results, summary))),
-            (self.export_hyperfine.as_deref(), Box::new(|| hyperfine::render(results))),
-            (self.export_csv.as_deref(), Box::new(|| Ok(csv::render(results)))),
-            (self.export_markdown.as_deref(), Box::new(|| Ok(markdown::render(results, summary)))),
-            (self.export_html.as_deref(), Box::new(|| Ok(html::render(results, summary)))),
-        ];
-        let mut complete = true;
-        for (path, render) in exports {
-            let Some(path) = path else { continue };
-            let saved = match render() {
-                Ok(text) => save(path, text.as_bytes()).map_err(|error| error.to_string()),
-                Err(error) => Err(chain(&error)),
-            };
-            if let Err(error) = saved {
-                say(format_args!("tandem: cannot write {}: {error}", path.display()));
-                complete = false;
-            }
-        }
-        complete
+        write([
+            (results_file, &|| json::render(results, summary)),
+            (self.export_hyperfine.as_deref(), &|| hyperfine::render(results)),
+            (self.export_csv.as_deref(), &|| Ok(csv::render(results))),
+            (self.export_markdown.as_deref(), &|| Ok(markdown::render(results, summary))),
+            (self.export_html.as_deref(), &|| Ok(html::render(results, summary))),
+        ])
     }
-}
-
-/// Prints the tables.
-pub(super) fn print(results: &Results, summary: &Summary) {
-    use std::io::Write;
-    let mut stdout = std::io::stdout();
-    let text = table::render(results, summary, Style::of(&stdout));
-    // Nobody may be there to read it.
-    let _ = stdout.write_all(text.as_bytes());
 }

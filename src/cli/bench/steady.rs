@@ -1,16 +1,12 @@
 //! `tandem bench steady`: what running costs once started.
 
-use std::io::Write;
 use std::time::Duration;
 
 use clap::Args;
-use indicatif::ProgressBar;
 
-use super::common::{self, Files, Limits, USUAL};
-use super::{BenchError, SOME_FAILED};
-use crate::bench::environment::{self, Conditions};
+use super::BenchError;
+use super::common::{self, Beginning, Files, Limits, Progress, USUAL};
 use crate::bench::registry;
-use crate::bench::signals::Signals;
 use crate::bench::steady::model::{Results, Settings};
 use crate::bench::steady::summary::Summary;
 use crate::bench::steady::{self, Plan};
@@ -19,9 +15,7 @@ use crate::cli::units::parse_duration;
 use crate::host::paths::Paths;
 use crate::host::runtimes;
 use crate::host::scheduling::be_punctual;
-use crate::machine::outcome::exit_code;
-use crate::report::steady as report;
-use crate::report::table::Style;
+use crate::report::{json, steady as report};
 
 /// What a run may take beyond what its loads are meant to take, each of which it does about twice to find how often it
 /// can be done.
@@ -71,17 +65,13 @@ pub(super) fn run(args: &SteadyArgs) -> Result<u8, BenchError> {
     (workload.cpus, workload.memory) = (args.limits.cpus, args.limits.memory);
     let program = steady::hash(&workload.file).map_err(BenchError::Load)?;
     steady::remove_stale(&workload.root);
-    let mut signals = Signals::new().map_err(BenchError::Signals)?;
-    crate::bench::become_subreaper().map_err(BenchError::Subreaper)?;
-    let context = common::context(workload, &programs, &paths)?;
-    let conditions = Conditions::now();
+    let Beginning { mut signals, context, occasion } = common::begin(workload, &programs, &paths)?;
     let count = u32::try_from(loads.len()).unwrap_or(1);
     let time_limit = args.time_limit.unwrap_or(SLACK + args.time * count * 4);
-    let nanoseconds = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
     let plan = Plan {
         settings: Settings {
             loads: loads.iter().map(|load| load.name.into()).collect(),
-            time: nanoseconds(args.time),
+            time: common::nanoseconds(args.time),
             program,
             root: context.workload.root.display().to_string(),
             runs: args.runs,
@@ -89,56 +79,35 @@ pub(super) fn run(args: &SteadyArgs) -> Result<u8, BenchError> {
             cpus: args.limits.cpus,
             memory: args.limits.memory,
             baseline,
-            time_limit: nanoseconds(time_limit),
+            time_limit: common::nanoseconds(time_limit),
         },
-        subreaper: true,
-        label: context.site.label.clone(),
-        began: common::now(),
-        environment: environment::describe(&conditions, &programs),
-        conditions,
+        occasion,
     };
     let contestants = common::contestants(&selected, &context);
     // Each of its looks at the host's clocks is a part of a figure.
     be_punctual();
-    let mut progress = Progress { bar: common::bar("loads"), files: &args.files, failed: false };
+    let mut progress = Progress::new("loads", args.files.export_json.as_deref());
     let results = steady::run(contestants, &plan, Some(&mut signals), &mut progress);
-    progress.bar.finish_and_clear();
+    progress.finish();
     context.site.remove();
     let summary = Summary::of(&results);
     let written =
-        args.files.write(&|| report::json(&results, &summary), &|| Ok(report::csv(&results)), &|| {
+        args.files.write(&|| json::render(&results, &summary), &|| Ok(report::csv(&results)), &|| {
             Ok(report::markdown(&results, &summary))
         });
-    let mut stdout = std::io::stdout();
-    let text = report::terminal(&results, &summary, Style::of(&stdout));
-    // Nobody may be there to read it.
-    let _ = stdout.write_all(text.as_bytes());
-    if let Some(signal) = signals.received() {
-        return Ok(exit_code::SIGNAL.saturating_add(signal as u8));
-    }
+    common::print(|style| report::terminal(&results, &summary, style));
     let missing =
         summary.contestants.iter().zip(&selected).any(|(row, one)| row.skipped.is_some() && one.wanted);
-    Ok(match (written, missing || !summary.is_complete()) {
-        (false, _) => exit_code::SETUP,
-        (true, true) => SOME_FAILED,
-        (true, false) => 0,
-    })
+    let complete = !missing && summary.is_complete();
+    Ok(common::exit_code(signals.received(), written, complete))
 }
 
-struct Progress<'a> {
-    bar: ProgressBar,
-    files: &'a Files,
-    failed: bool,
-}
-
-impl steady::Observer for Progress<'_> {
+impl steady::Observer for Progress {
     fn load(&mut self, done: u64, total: u64) {
-        self.bar.set_length(total);
-        self.bar.set_position(done);
+        self.at(done, total);
     }
 
     fn round(&mut self, results: &Results) {
-        let Self { bar, files, failed } = self;
-        bar.suspend(|| common::keep(files.export_json.as_deref(), results, failed));
+        self.keep(results);
     }
 }

@@ -18,11 +18,7 @@ fn plan(counts: &[u32], reserve: u64) -> Plan {
             time_limit: 20_000_000_000,
             reserve,
         },
-        subreaper: false,
-        label: "test".into(),
-        began: String::new(),
-        environment: Environment::default(),
-        conditions: Conditions::now(),
+        occasion: Occasion::of_test(),
     }
 }
 

@@ -52,7 +52,6 @@ fn load(seconds: &str, nanoseconds: u64) -> String {
 }
 
 fn plan(runs: u32) -> Plan {
-    let conditions = Conditions::now();
     Plan {
         settings: Settings {
             loads: vec!["cpu".into()],
@@ -66,11 +65,7 @@ fn plan(runs: u32) -> Plan {
             baseline: "a".into(),
             time_limit: 20_000_000_000,
         },
-        subreaper: false,
-        label: "test".into(),
-        began: String::new(),
-        environment: Environment::default(),
-        conditions,
+        occasion: Occasion::of_test(),
     }
 }
 

@@ -82,16 +82,14 @@ pub fn run(
             let id = format!("{}-{next_id}", plan.occasion.label);
             next_id += 1;
             let mut told = |in_run: u64| observer.load(done + in_run, total);
-            let mut sample = one(entrant, &id, plan, signals.as_deref_mut(), &mut told);
-            (sample.round, sample.position) = (round, position);
+            let made = one(entrant, &id, plan, signals.as_deref_mut(), &mut told);
             done += loads;
             observer.load(done, total);
-            if matches!(sample.failure.as_deref(), Some(failure) if failure == Failure::Interrupted.to_string())
-            {
+            let Some(sample) = made else {
                 results.interrupted = true;
                 break 'rounds;
-            }
-            results.samples.push(sample);
+            };
+            results.samples.push(Sample { round, position, ..sample });
         }
         observer.round(&results);
     }
@@ -103,14 +101,14 @@ pub fn run(
     results
 }
 
-/// One run of a contestant: all loads.
+/// One run of a contestant: all loads. `None` if the user has ended it.
 fn one(
     entrant: &mut Entrant,
     id: &str,
     plan: &Plan,
     mut signals: Option<&mut Signals>,
     told: &mut dyn FnMut(u64),
-) -> Sample {
+) -> Option<Sample> {
     let run = Run { id, hold: false };
     let mut sample = Sample { contestant: entrant.info.name.clone(), ..Sample::default() };
     let mut crowd = Crowd::new(plan.occasion.subreaper);
@@ -120,7 +118,7 @@ fn one(
     });
     if let Err(failure) = started {
         sample.failure = Some(failure.to_string());
-        return sample;
+        return Some(sample);
     }
     let time_limit = Duration::from_nanos(plan.settings.time_limit);
     let deadline = Instant::now() + time_limit;
@@ -142,13 +140,16 @@ fn one(
     if crowd.members().iter().any(Member::was_killed) {
         entrant.contestant.discard(run);
     }
+    if matches!(failure, Some(Failure::Interrupted)) {
+        return None;
+    }
     let failure = failure.or(ended).or_else(|| crowd.members().iter().find_map(Member::failure));
     sample = Sample { contestant: sample.contestant, ..listener.sample };
     sample.failure = failure.map(|failure| failure.to_string()).or(listener.broken);
     if sample.failure.is_none() && !listener.done {
         sample.failure = Some("the program ended before it was done".into());
     }
-    sample
+    Some(sample)
 }
 
 /// A line of the program.

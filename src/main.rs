@@ -5,10 +5,12 @@
 //! instruction.
 #![cfg_attr(not(test), no_main)]
 
-use std::ffi::{c_char, c_int};
+use std::ffi::{CStr, OsString, c_char, c_int};
+use std::os::unix::ffi::OsStringExt;
 
-/// From `malloc.h`.
-const M_ARENA_MAX: c_int = -8;
+/// musl's own maps and unmaps single pages where this one keeps them, and is slow where threads share it.
+#[global_allocator]
+static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
 
 /// Opens /dev/null for standard streams that are closed, as std's runtime does: the next file opened would otherwise
 /// take their place, and the guest's output go into it.
@@ -22,18 +24,27 @@ fn open_closed_streams() {
     }
 }
 
-/// The C library's entry point. The arguments are those that `std::env::args_os` returns.
+/// The command line. std::env::args knows it only if std's runtime, or the GNU C library, has begun the program.
+///
+/// # Safety
+/// `argv` is as `main` gets it: `argc` pointers to strings that nobody changes.
+unsafe fn command_line(argc: c_int, argv: *const *const c_char) -> Vec<OsString> {
+    let count = usize::try_from(argc).unwrap_or(0);
+    // SAFETY: the caller promises that the array has so many entries, each of which ends with NUL.
+    let strings = (0..count).map(|index| unsafe { CStr::from_ptr(*argv.add(index)) });
+    strings.map(|string| OsString::from_vec(string.to_bytes().to_vec())).collect()
+}
+
+/// The C library's entry point.
 #[cfg_attr(not(test), unsafe(no_mangle))]
-extern "C" fn main(_argc: c_int, _argv: *const *const c_char) -> c_int {
-    // SAFETY: there is no other thread yet; both calls only set modes of the process. A closed pipe is an error of the
-    // write, as std's runtime has it, and no signal. Our threads allocate little: an arena for each of them would cost
-    // its mapping.
-    unsafe {
-        libc::signal(libc::SIGPIPE, libc::SIG_IGN);
-        libc::mallopt(M_ARENA_MAX, 1);
-    }
+extern "C" fn main(argc: c_int, argv: *const *const c_char) -> c_int {
+    // SAFETY: there is no other thread yet; a mode of the process is set. A closed pipe is an error of the write, as
+    // std's runtime has it, and no signal.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
     open_closed_streams();
+    // SAFETY: the C library has called this function, with the arguments of the program.
+    let args = unsafe { command_line(argc, argv) };
     // The panic has been reported. Unwinding must not leave this function, and an abort would look like a signal.
-    let code = std::panic::catch_unwind(|| tandem::cli::main(std::env::args_os()));
+    let code = std::panic::catch_unwind(|| tandem::cli::main(args));
     code.unwrap_or(tandem::machine::outcome::exit_code::SETUP).into()
 }

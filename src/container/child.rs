@@ -176,7 +176,7 @@ fn bring_loopback_up() {
     // SAFETY: SIOCSIFFLAGS reads an ifreq, which outlives the call; what is no socket is refused.
     unsafe {
         let socket = libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0);
-        libc::ioctl(socket, libc::SIOCSIFFLAGS, &request);
+        libc::ioctl(socket, libc::SIOCSIFFLAGS as libc::Ioctl, &request);
         libc::close(socket);
     }
 }

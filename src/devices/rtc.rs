@@ -139,7 +139,7 @@ mod tests {
     proptest! {
         #[test]
         fn dates_agree_with_the_c_library(days in 0u64..10_000_000) {
-            let seconds = (days * 86_400) as libc::time_t;
+            let seconds = (days * 86_400) as i64;
             // SAFETY: tm is plain data, for which zeroes are valid.
             let mut tm: libc::tm = unsafe { std::mem::zeroed() };
             // SAFETY: both pointers are to live locals of the right type.

@@ -5,27 +5,36 @@ use std::{fs, ptr};
 /// Size of a page in bytes; the x86-64 architecture's.
 const PAGE_SIZE: usize = 4096;
 
-unsafe extern "C" {
-    // From the linker: the first byte of the program's image and the first byte after its code. In between lie the
-    // read-only data and the code, nothing writable.
-    #[link_name = "__executable_start"]
-    static IMAGE_START: u8;
-    #[link_name = "etext"]
-    static CODE_END: u8;
-}
-
 /// Unmaps the pages of code and constants, which come back from the page cache when they are touched. After start-up
 /// most are not: parsing the command line, loading and unpacking kernels are over.
 ///
 /// The kernel maps 64 KiB around each page that is touched, which otherwise adds up to nearly the whole program.
 pub fn release_code_pages() {
-    let start = (&raw const IMAGE_START).addr().next_multiple_of(PAGE_SIZE);
-    let end = (&raw const CODE_END).addr() / PAGE_SIZE * PAGE_SIZE;
-    if let Some(len) = end.checked_sub(start).filter(|len| *len > 0) {
-        // SAFETY: the range holds only pages that are mapped from the program's file and never written: dropping them
-        // from the page tables loses nothing, and each access maps them again, instruction fetches included.
-        unsafe { libc::madvise(ptr::without_provenance_mut(start), len, libc::MADV_DONTNEED) };
+    // SAFETY: the function has the type asked for, and uses nothing of the third argument.
+    unsafe { libc::dl_iterate_phdr(Some(release_segments), ptr::null_mut()) };
+}
+
+/// Unmaps what lies in the read-only segments of the first object, which is the program.
+unsafe extern "C" fn release_segments(
+    info: *mut libc::dl_phdr_info,
+    _: usize,
+    _: *mut libc::c_void,
+) -> libc::c_int {
+    // SAFETY: the C library passes a structure that lives as long as this call, and so do the headers that it names.
+    let (base, headers) = unsafe {
+        let info = &*info;
+        (info.dlpi_addr, std::slice::from_raw_parts(info.dlpi_phdr, info.dlpi_phnum.into()))
+    };
+    let is_read_only =
+        |header: &&libc::Elf64_Phdr| header.p_type == libc::PT_LOAD && header.p_flags & libc::PF_W == 0;
+    for header in headers.iter().filter(is_read_only) {
+        let start = (base + header.p_vaddr) as usize / PAGE_SIZE * PAGE_SIZE;
+        let end = ((base + header.p_vaddr + header.p_memsz) as usize).next_multiple_of(PAGE_SIZE);
+        // SAFETY: a segment has its pages for itself; these are mapped from the program's file and never written: dropping
+        // them from the page tables loses nothing, and each access maps them again, instruction fetches included.
+        unsafe { libc::madvise(ptr::without_provenance_mut(start), end - start, libc::MADV_DONTNEED) };
     }
+    1
 }
 
 /// What the host has given for memory that was mapped.

@@ -8,7 +8,7 @@ use std::os::unix::thread::JoinHandleExt;
 /// run anywhere afterwards. Left to themselves some kernels start it only when the creator next sleeps, so that
 /// nothing of the two goes on side by side. Does nothing where there is one processor.
 pub fn start_elsewhere<T>(handle: &JoinHandle<T>) {
-    let thread = handle.as_pthread_t();
+    let thread = handle.as_pthread_t() as libc::pthread_t;
     let size = size_of::<libc::cpu_set_t>();
     // SAFETY: for a set of bits all zeros are valid.
     let mut all: libc::cpu_set_t = unsafe { std::mem::zeroed() };
@@ -36,7 +36,9 @@ pub fn start_elsewhere<T>(handle: &JoinHandle<T>) {
 /// Has the calling thread run as soon as it has something to do, however busy the host is, so that it looks at clocks in
 /// time; what it creates does not inherit that. Where the kernel does not permit it, nothing changes.
 pub fn be_punctual() {
-    let lowest = libc::sched_param { sched_priority: 1 };
+    // SAFETY: a sched_param is made of integers, for which zero is valid.
+    let mut lowest: libc::sched_param = unsafe { std::mem::zeroed() };
+    lowest.sched_priority = 1;
     // SAFETY: the kernel reads a structure that is alive.
     unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, &raw const lowest) };
 }

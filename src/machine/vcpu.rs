@@ -356,9 +356,9 @@ impl VcpuThread {
 
     /// Processor time the thread has used, guest and host side, if the kernel tells.
     pub fn cpu_time(&self) -> Option<Duration> {
-        let mut clock = 0;
+        let (thread, mut clock) = (self.handle.as_pthread_t() as libc::pthread_t, 0);
         // SAFETY: the thread is not yet joined, so its id is valid; `clock` outlives the call.
-        let failed = unsafe { libc::pthread_getcpuclockid(self.handle.as_pthread_t(), &mut clock) };
+        let failed = unsafe { libc::pthread_getcpuclockid(thread, &mut clock) };
         let time = nix::time::clock_gettime(nix::time::ClockId::from_raw(clock)).ok()?;
         (failed == 0).then(|| Duration::from(time))
     }

@@ -10,17 +10,26 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::openpty;
-use nix::sys::termios::{SetArg, Termios, tcgetattr, tcsetattr};
+use nix::sys::termios::{ControlFlags, InputFlags, LocalFlags, OutputFlags, SetArg, tcgetattr, tcsetattr};
 
 use crate::LIMIT;
 use crate::common::{tandem, wait};
+
+/// All that the kernel tells: musl's structure has room for more characters, which stays as it was.
+type Settings = (InputFlags, OutputFlags, ControlFlags, LocalFlags, [u8; 17]);
+
+fn settings(fd: impl AsFd) -> Settings {
+    let termios = tcgetattr(fd).expect("settings");
+    let flags = (termios.input_flags, termios.output_flags, termios.control_flags, termios.local_flags);
+    (flags.0, flags.1, flags.2, flags.3, *termios.control_chars.first_chunk().expect("characters"))
+}
 
 /// Tandem on a terminal of its own.
 pub struct Session {
     pub child: Child,
     pub master: File,
     slave: OwnedFd,
-    found: Termios,
+    found: Settings,
     seen: Vec<u8>,
 }
 
@@ -32,7 +41,7 @@ impl Session {
         let mut settings = tcgetattr(&pty.slave).expect("settings");
         settings.control_chars[nix::sys::termios::SpecialCharacterIndices::VERASE as usize] = 8;
         tcsetattr(&pty.slave, SetArg::TCSANOW, &settings).expect("settings");
-        let found = tcgetattr(&pty.slave).expect("settings");
+        let found = self::settings(&pty.slave);
         let end = || Stdio::from(pty.slave.try_clone().expect("a descriptor"));
         let mut command = tandem();
         command.arg("run").args(options).stdin(end()).stdout(end()).stderr(end());
@@ -75,7 +84,7 @@ impl Session {
 
     /// Whether the terminal's settings are others than it was found with.
     pub fn is_raw(&self) -> bool {
-        tcgetattr(&self.slave).expect("settings") != self.found
+        settings(&self.slave) != self.found
     }
 
     /// Waits for the end; the terminal is as it was.

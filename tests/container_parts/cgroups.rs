@@ -257,7 +257,7 @@ fn groups_of_a_killed_owner_are_removed_and_no_others() {
         if pid == 0 {
             // Nobody is to wait for it at the end of a pipe.
             // SAFETY: plain system calls.
-            unsafe { libc::close_range(0, u32::MAX, 0) };
+            unsafe { libc::syscall(libc::SYS_close_range, 0, u32::MAX, 0) };
             spin()?;
         }
         group.add(pid).map_err(|error| error.to_string())?;

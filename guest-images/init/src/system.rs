@@ -105,7 +105,7 @@ pub fn bring_loopback_up() {
     request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
     // SAFETY: SIOCSIFFLAGS reads an ifreq, which outlives the call; the socket is open, and closed once.
     unsafe {
-        libc::ioctl(socket, libc::SIOCSIFFLAGS, &request);
+        libc::ioctl(socket, libc::SIOCSIFFLAGS as libc::Ioctl, &request);
         libc::close(socket);
     }
 }

@@ -24,6 +24,8 @@ pub const MASKED: &[&CStr] = &[
 pub const READ_ONLY: &[&CStr] =
     &[c"/proc/bus", c"/proc/fs", c"/proc/irq", c"/proc/sys", c"/proc/sysrq-trigger"];
 
+/// linux/statfs.h
+const ST_RELATIME: libc::c_ulong = 0x1000;
 const QUIET: libc::c_ulong = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
 
 /// Masks [`MASKED`] and protects [`READ_ONLY`] in the mount namespace of this process, in which /proc, /sys and /dev/null
@@ -80,7 +82,7 @@ fn protect(path: &CStr) -> io::Result<()> {
 /// A remount sets all flags, and a user namespace may not clear those it found. statvfs(3) has the same bits as mount(2)
 /// for all but the last.
 fn kept(now: libc::c_ulong) -> libc::c_ulong {
-    let relative = if now & libc::ST_RELATIME != 0 { libc::MS_RELATIME } else { 0 };
+    let relative = if now & ST_RELATIME != 0 { libc::MS_RELATIME } else { 0 };
     now & (QUIET | libc::MS_NOATIME | libc::MS_NODIRATIME) | relative
 }
 
@@ -97,7 +99,7 @@ mod tests {
     #[test]
     fn flags_are_kept() {
         assert_eq!(kept(libc::ST_NOSUID | libc::ST_RDONLY | 0x20), libc::MS_NOSUID);
-        assert_eq!(kept(libc::ST_RELATIME | libc::ST_NODEV), libc::MS_RELATIME | libc::MS_NODEV);
+        assert_eq!(kept(ST_RELATIME | libc::ST_NODEV), libc::MS_RELATIME | libc::MS_NODEV);
         assert_eq!(kept(libc::ST_NOATIME | libc::ST_NODIRATIME), libc::MS_NOATIME | libc::MS_NODIRATIME);
     }
 

@@ -95,10 +95,12 @@ fn arguments_decide() {
     }
     assert_eq!(native(libc::SYS_unshare, [libc::CLONE_NEWTIME as u64, 0]), PERM);
     assert_eq!(native(libc::SYS_unshare, [libc::CLONE_FILES as u64, 0]), ALLOW);
-    assert_eq!(native(libc::SYS_ioctl, [0, libc::TIOCSTI]), PERM);
+    // asm-generic/ioctls.h: TIOCSTI, TCGETS. libc's have a type that depends on the C library.
+    let (inject, get) = (0x5412, 0x5401);
+    assert_eq!(native(libc::SYS_ioctl, [0, inject]), PERM);
     // The kernel takes the lower half alone, and so does the filter.
-    assert_eq!(native(libc::SYS_ioctl, [0, libc::TIOCSTI | 1 << 32]), PERM);
-    assert_eq!(native(libc::SYS_ioctl, [libc::TIOCSTI, libc::TCGETS]), ALLOW);
+    assert_eq!(native(libc::SYS_ioctl, [0, inject | 1 << 32]), PERM);
+    assert_eq!(native(libc::SYS_ioctl, [inject, get]), ALLOW);
     assert_eq!(native(libc::SYS_socket, [libc::AF_VSOCK as u64, 0]), PERM);
     assert_eq!(native(libc::SYS_socket, [libc::AF_INET as u64, libc::AF_VSOCK as u64]), ALLOW);
     for persona in [0, 8, 0x20000, 0x20008, 0xffff_ffff] {

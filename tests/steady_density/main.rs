@@ -29,6 +29,18 @@ fn finished(mut command: Command) -> Run {
     run(&mut command, b"", LIMIT)
 }
 
+/// The same, again where loads were found to have been measured on a host that was too busy, which is no fault of theirs.
+fn finished_in_time(command: impl Fn() -> Command) -> Run {
+    let mut done = finished(command());
+    for _ in 0..3 {
+        if done.code == Some(0) || !done.text().contains("unless the host was too busy") {
+            break;
+        }
+        done = finished(command());
+    }
+    done
+}
+
 /// Whether the contestants of Tandem's own can run; if not, the test is skipped.
 fn can_run(test: &str) -> bool {
     if !nix::unistd::geteuid().is_root() {
@@ -47,23 +59,10 @@ fn loads_are_measured_on_all_sides() {
     }
     let dir = tempfile::tempdir().expect("a temporary directory");
     let file = |name: &str| dir.path().join(name).display().to_string();
-    let done = finished(bench(
-        "steady",
-        &[
-            "--runs",
-            "2",
-            "--time",
-            "50ms",
-            "--seed",
-            "7",
-            "--export-json",
-            &file("s.json"),
-            "--export-csv",
-            &file("s.csv"),
-            "--export-markdown",
-            &file("s.md"),
-        ],
-    ));
+    let (json, csv, markdown) = (file("s.json"), file("s.csv"), file("s.md"));
+    let exports = ["--export-json", &json, "--export-csv", &csv, "--export-markdown", &markdown];
+    let options = ["--runs", "2", "--time", "50ms", "--seed", "7"];
+    let done = finished_in_time(|| bench("steady", &[options, exports].concat()));
     assert_eq!(done.code, Some(0), "{}{}", done.text(), done.stderr);
     let text = fs::read_to_string(file("s.json")).expect("the results");
     let results: steady::model::Results = serde_json::from_str(&text).expect("results that can be read");

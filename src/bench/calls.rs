@@ -32,7 +32,6 @@ const AT_CALL: i32 = libc::SIGTRAP | 0x80;
 /// Why there is nothing to count.
 #[derive(Debug, Error)]
 pub enum CountError {
-    /// Also where it may not be traced.
     #[error(transparent)]
     Spawn(#[from] SpawnError),
     #[error("cannot trace it: allow ptrace (kernel.yama.ptrace_scope, a seccomp filter)")]
@@ -158,7 +157,10 @@ impl Counter {
             report: None,
             hold: None,
         };
-        let pid = spawn::spawn(launch, &streams, true)?.pid;
+        let spawned = spawn::spawn(launch, &streams, true);
+        let pid = spawned
+            .map_err(|error| error.untraceable().map_or_else(CountError::Spawn, CountError::Trace))?
+            .pid;
         let first = Task { part: Part { depth: 0, executed: true }, inside: false, begun: false };
         Ok(Self {
             pid,

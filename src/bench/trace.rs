@@ -2,7 +2,7 @@
 
 use std::io;
 
-use nix::sys::ptrace::{self, Event, Options};
+use nix::sys::ptrace::{self, Event, Options, Request};
 use nix::unistd::Pid;
 
 use super::reap::{self, Ended};
@@ -45,7 +45,7 @@ pub fn next(pid: Pid) -> io::Result<Stop> {
 /// # Errors
 /// It is not traced by this thread.
 pub fn go_on(pid: Pid, signal: i32) -> io::Result<()> {
-    resume(libc::PTRACE_CONT as i32, pid, signal)
+    resume(Request::PTRACE_CONT, pid, signal)
 }
 
 /// The same, to the next beginning or end of a system call.
@@ -53,11 +53,11 @@ pub fn go_on(pid: Pid, signal: i32) -> io::Result<()> {
 /// # Errors
 /// As [`go_on`].
 pub fn to_next_call(pid: Pid, signal: i32) -> io::Result<()> {
-    resume(libc::PTRACE_SYSCALL as i32, pid, signal)
+    resume(Request::PTRACE_SYSCALL, pid, signal)
 }
 
 /// By numbers: `nix` has no real-time signals, and Tandem's vCPUs are interrupted by one.
-fn resume(request: i32, pid: Pid, signal: i32) -> io::Result<()> {
+fn resume(request: Request, pid: Pid, signal: i32) -> io::Result<()> {
     // SAFETY: these requests ignore the address and take the signal as a number; no memory of ours is touched.
     let result = unsafe { libc::ptrace(request as _, pid.as_raw(), 0_usize, signal as usize) };
     gone_or(nix::errno::Errno::result(result)).map(drop)

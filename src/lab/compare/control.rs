@@ -47,7 +47,7 @@ pub(super) fn processors(stage: &Stage, probes: &Probes) -> Result<Observation, 
     };
     Ok(Observation {
         name: "processors",
-        title: "processors seen under a limit of half a one",
+        title: "processors seen under a limit of half a processor",
         cells,
         holds,
         why: "A quota takes time away and no processor: nproc tells the host's; a VM does not see that its vCPU waits.",

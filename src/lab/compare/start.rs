@@ -65,7 +65,8 @@ pub(super) fn start(stage: &Stage, probes: &Probes) -> Result<Observation, LabEr
         ))
     });
     let [host, container, vm] = cells.each_ref().map(|cell| cell.number("pss_bytes"));
-    let holds = host.zip(container).zip(vm).map(|((host, container), vm)| host < vm && container < vm);
+    let smaller = host.zip(container).zip(vm).map(|((host, container), vm)| host < vm && container < vm);
+    let holds = smaller.map(|smaller| smaller && are_set_up(probes));
     Ok(Observation {
         name: "start",
         title: "start time, memory, what was set up",
@@ -73,13 +74,22 @@ pub(super) fn start(stage: &Stage, probes: &Probes) -> Result<Observation, LabEr
         holds,
         why: "A container is views of one kernel; a VM is memory, vCPUs, devices, and a kernel that has to boot.",
         explanation: "Namespaces are numbers by which the host's kernel looks up names, mounts and interfaces; making \
-            them copies little, and a start is a few hundred system calls: most hide files, or give up privileges. For \
-            a virtual machine KVM is given memory, each vCPU and its registers; then a kernel initialises what it \
-            finds, and each exit is a moment in which it needed the VMM, which KVM_RUN has returned to. Times are of one \
-            run while the lab looked on: `tandem bench` measures properly. System calls were counted in runs of their \
-            own, traced by ptrace: of the bare process from the first of the shell that starts it, of the others from \
-            Tandem's first, until the command's program was executed, which in a virtual machine only the guest sees: \
-            there until its first output.",
+            them copies little. A start is a few hundred system calls, most of which decide what is seen (mounts, files), \
+            and what may be done (privileges). For a virtual machine KVM is given memory, each vCPU and its registers; then a \
+            kernel initialises what it finds, and each exit, a return from KVM_RUN, is a moment in which it needed the \
+            VMM; one that is interrupted was ended by a signal, such as a timer's. Times are of one run while the lab \
+            looked on: `tandem bench` measures properly. System calls are those of other runs, traced by ptrace: from the \
+            first of Tandem's (on the host, of the shell's that starts the process) to the execution of the command's \
+            program. In a virtual machine only the guest sees that: there they are counted to its first output.",
+    })
+}
+
+/// Whether namespaces are the container's alone, and a VM and its vCPU are the virtual machine's.
+fn are_set_up(probes: &Probes) -> bool {
+    probes.iter().filter_map(|(side, probe)| Some((*side, &probe.as_ref().ok()?.view))).all(|(side, view)| {
+        let has = |object: &str| view.objects.contains_key(object);
+        view.namespaces.is_empty() == (side != Side::Container)
+            && [has("kvm-vm"), has("kvm-vcpu")] == [side == Side::Vm; 2]
     })
 }
 

@@ -2,6 +2,7 @@
 
 pub mod ablate;
 pub mod attempt;
+pub mod calls;
 pub mod contestant;
 pub mod crowd;
 pub mod density;

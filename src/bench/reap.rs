@@ -44,11 +44,21 @@ pub fn kill_all(pid: Pid, roots: &[i32]) {
 
 /// `wait4`, which does not wait: id, status and usage of a child that has ended or stopped.
 pub(super) fn wait(id: i32) -> io::Result<Option<(Pid, i32, libc::rusage)>> {
+    wait_with(id, 0)
+}
+
+/// The same for any child of the calling thread, or process that it traces.
+pub(super) fn wait_own() -> io::Result<Option<(Pid, i32, libc::rusage)>> {
+    wait_with(-1, libc::__WNOTHREAD)
+}
+
+fn wait_with(id: i32, more: i32) -> io::Result<Option<(Pid, i32, libc::rusage)>> {
     let mut status = 0;
     // SAFETY: the structure is plain data, for which zero is a value.
     let mut usage = unsafe { std::mem::zeroed::<libc::rusage>() };
+    let flags = libc::WNOHANG | libc::__WALL | more;
     // SAFETY: the kernel writes to both, which outlive the call.
-    let pid = unsafe { libc::wait4(id, &raw mut status, libc::WNOHANG | libc::__WALL, &raw mut usage) };
+    let pid = unsafe { libc::wait4(id, &raw mut status, flags, &raw mut usage) };
     match pid {
         -1 => Err(io::Error::last_os_error()),
         0 => Ok(None),

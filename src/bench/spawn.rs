@@ -57,6 +57,16 @@ const ROOT: usize = 3;
 const TRACE: usize = 4;
 const EXECUTE: usize = 5;
 
+impl SpawnError {
+    /// Why it may not be traced, if that is it.
+    pub fn untraceable(self) -> Result<io::Error, Self> {
+        match self {
+            Self::Child { what, source, .. } if STEPS.get(TRACE) == Some(&what) => Ok(source),
+            other => Err(other),
+        }
+    }
+}
+
 /// What a child gets as its descriptors.
 pub struct Streams<'a> {
     pub stdin: BorrowedFd<'a>,

@@ -12,6 +12,7 @@ use crate::lab::stage::Stage;
 use crate::lab::{DEMONSTRATIONS, Demonstration, LabError, compare};
 use crate::machine::outcome::exit_code;
 use crate::report::table::Style;
+use crate::report::text::wrapped;
 
 pub(super) const EXIT_CODES: &str = "\
 Exit codes:
@@ -86,8 +87,12 @@ pub fn run(args: &LabArgs) -> u8 {
 
 fn list() -> Result<(), LabError> {
     let longest = DEMONSTRATIONS.iter().map(|one| one.name.len()).max().unwrap_or(0);
-    let line =
-        |one: &Demonstration| format!("{:<longest$}  {} (at most {} s)\n", one.name, one.title, one.seconds);
+    // Who reads it otherwise takes it by the line.
+    let columns = if io::stdout().is_terminal() { Style::of(&io::stdout()).width } else { usize::MAX };
+    let line = |one: &Demonstration| {
+        let title = format!("{} (at most {} s)", one.title, one.seconds);
+        wrapped(&format!("{:<longest$}  ", one.name), &title, longest + 2, columns)
+    };
     let text: String = DEMONSTRATIONS.iter().map(line).collect();
     io::stdout().write_all(text.as_bytes()).map_err(LabError::Output)
 }
@@ -99,7 +104,7 @@ fn stage(limit: Duration) -> Result<Stage, LabError> {
 
 fn show(demonstration: &Demonstration) -> Result<(), LabError> {
     let stage = stage(demonstration.limit())?;
-    stage.write(&format!("{}: {}\n", demonstration.name, demonstration.title))?;
+    stage.write(&wrapped(&format!("{}: ", demonstration.name), demonstration.title, 2, stage.width))?;
     (demonstration.run)(&stage)
 }
 

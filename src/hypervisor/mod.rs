@@ -8,6 +8,7 @@ pub mod exits;
 #[cfg(test)]
 pub mod fake;
 pub mod kvm;
+pub mod requests;
 pub mod signal;
 
 use std::sync::Arc;

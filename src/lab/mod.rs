@@ -29,6 +29,7 @@ use thiserror::Error;
 
 use self::side::Side;
 use self::stage::Stage;
+use crate::bench::calls::CountError;
 use crate::container::RootError;
 use crate::host::kvm_backend::KvmBackend;
 use crate::host::process::IdentityError;
@@ -108,6 +109,9 @@ pub enum LabError {
     /// Something of the host.
     #[error("cannot {what}")]
     Host { what: String, source: io::Error },
+    /// ptrace is refused, or the run has failed.
+    #[error("the system calls of {what} cannot be counted")]
+    Calls { what: String, source: CountError },
     /// The user has seen enough.
     #[error("ended by {0}")]
     Interrupted(Signal),

@@ -59,6 +59,8 @@ pub struct Given<'a> {
     pub pids: Option<u64>,
     /// Root file system of container and virtual machine, in place of the built guest's.
     pub root: Option<&'a Path>,
+    /// File for the statistics of container and virtual machine.
+    pub stats: Option<&'a Path>,
 }
 
 /// The command that runs this shell script on a side. `tandem run` says how the run went as JSON on standard error.
@@ -83,8 +85,10 @@ pub fn command(stage: &Stage, side: Side, given: &Given<'_>, script: &str) -> Re
         option("--cpus", given.cpus.map(|cpus| cpus.to_string()));
         option("--pids", given.pids.map(|pids| pids.to_string()));
     }
-    if let Some(root) = given.root {
-        command.arg("--root").arg(root);
+    for (name, path) in [("--root", given.root), ("--stats-json", given.stats)] {
+        if let Some(path) = path {
+            command.arg(name).arg(path);
+        }
     }
     command.args(["--", "/bin/busybox", "sh", "-c", script]);
     Ok(command)

@@ -6,6 +6,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod document;
+mod system_calls;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -190,6 +191,7 @@ fn the_sides_differ_where_they_must() {
     assert_eq!(fact(&compared, "kernel_panic", "vm", "exit_code"), 4);
     assert_eq!(fact(&compared, "kernel_panic", "container", "exit_code"), &Value::Null, "never tried");
     assert!(fact(&compared, "allocation", "vm", "guest_log").as_str().is_some_and(|l| l.contains("Killed")));
+    system_calls::assert_counted(&compared);
 }
 
 #[test]

@@ -206,7 +206,7 @@ impl<'a> Watch<'a> {
                         Ok(reading) => self.memory = Some(reading),
                         Err(error) => self.memory_failure = Some(error),
                     }
-                    trace::go_on(self.pid(), None).map_err(Failure::Watch)?;
+                    trace::go_on(self.pid(), 0).map_err(Failure::Watch)?;
                 }
                 Stop::Signal(signal) => {
                     trace::go_on(self.pid(), signal).map_err(Failure::Watch)?;

@@ -47,7 +47,7 @@ pub(super) fn processors(stage: &Stage, probes: &Probes) -> Result<Observation, 
     };
     Ok(Observation {
         name: "processors",
-        title: "processors seen under a limit of half a one",
+        title: "processors seen under a limit of half a processor",
         cells,
         holds,
         why: "A quota takes time away and no processor: nproc tells the host's; a VM does not see that its vCPU waits.",
@@ -119,7 +119,7 @@ pub(super) fn settings(probes: &Probes) -> Observation {
         };
         let before = said.text(side, "setting")?;
         let write = match (said.get("write"), said.get("setting_after")) {
-            (None, _) => format!("kernel/panic is {before}, not written to"),
+            (None, _) => format!("kernel/panic is {before}, and was not written to"),
             (Some("allowed"), after) => {
                 format!(
                     "kernel/panic {before} -> {}, the host's stays {}",
@@ -127,7 +127,7 @@ pub(super) fn settings(probes: &Probes) -> Observation {
                     probe.host_setting
                 )
             }
-            (Some(message), _) => format!("kernel/panic {before}: {}", last_words(message)),
+            (Some(message), _) => format!("kernel/panic stays {before}: {}", last_words(message)),
         };
         Ok(Cell::shown(
             format!("{log}; {write}"),

@@ -62,7 +62,7 @@ pub(super) fn processes(probes: &Probes) -> Observation {
             Side::Vm => format!("; on the host: {}", one_process(seen)),
         };
         Ok(Cell::shown(
-            format!("script is {pid} of {count}, PID 1 is {init}{outside}"),
+            format!("the script is process {pid}, one of {count}; process 1 is {init}{outside}"),
             json!({
                 "pid": pid,
                 "processes": count,

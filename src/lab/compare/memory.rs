@@ -21,6 +21,7 @@ pub(super) fn limit(probes: &Probes) -> Observation {
             (Side::Container, Some(limit), _) => format!("; its cgroup allows {}", mib(limit)),
             (Side::Container, None, Some(reason)) => format!("; not limited: {reason}"),
             (Side::Vm, ..) => format!("; it was given {}", mib(LIMIT)),
+            (Side::Host, ..) => "; not limited by the lab".into(),
             _ => String::new(),
         };
         Ok(Cell::shown(
@@ -68,7 +69,7 @@ pub(super) fn allocation(stage: &Stage, probes: &Probes) -> Result<Observation, 
     let holds = fact(host, "killed").zip(fact(container, "killed")).zip(fact(vm, "killed"));
     Ok(Observation {
         name: "allocation",
-        title: "an allocation of 200 MiB",
+        title: "an allocation of 200 MiB, where container and VM have 64",
         holds: holds.map(|((host, container), vm)| !host && container && vm),
         cells,
         why: "The host's kernel kills in the container; the VM's own kernel does it itself, unseen by the host.",
@@ -106,8 +107,8 @@ fn allocate(stage: &Stage, side: Side) -> Result<Cell, LabError> {
         _ => format!("refused ({})", said.get("first_said").unwrap_or("no message")),
     };
     let then = match second.map(killed) {
-        Some(true) => "; told to promise it, killed",
-        Some(false) => "; told to promise it, not killed",
+        Some(true) => "; with vm.overcommit_memory=1 promised, then killed",
+        Some(false) => "; with vm.overcommit_memory=1 not killed",
         None => "",
     };
     let line = match (&host_line, said.get("log"), &log, side) {

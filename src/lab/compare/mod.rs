@@ -1,6 +1,7 @@
 //! Ten observations, each made on the host, in a container and in a virtual machine, now.
 
 mod cache;
+mod calls;
 mod control;
 mod identity;
 mod memory;
@@ -26,7 +27,7 @@ const ALLOCATION_MIB: u64 = 200;
 /// What was observed on one side.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Cell {
-    /// In words, and as figures.
+    /// In words, which may be several lines, and as figures.
     Shown { text: String, facts: Value },
     /// Why not, and what to do about it.
     Absent(String),
@@ -67,7 +68,7 @@ impl Cell {
 
     fn to_json(&self) -> Value {
         match self {
-            Self::Shown { text, facts } => json!({ "text": text, "facts": facts }),
+            Self::Shown { text, facts } => json!({ "text": text.replace('\n', "; "), "facts": facts }),
             Self::Absent(reason) => json!({ "absent": reason }),
         }
     }
@@ -136,7 +137,7 @@ pub fn observe(stage: &Stage, progress: impl Fn(&str)) -> Result<Vec<Observation
         identity::processes(probes),
         memory::limit(probes),
     ];
-    progress("an allocation of 200 MB");
+    progress("an allocation of 200 MiB");
     rows.push(memory::allocation(stage, probes)?);
     progress("the page cache");
     rows.push(cache::page_cache(stage, probes)?);
@@ -145,6 +146,7 @@ pub fn observe(stage: &Stage, progress: impl Fn(&str)) -> Result<Vec<Observation
     rows.push(control::settings(probes));
     progress("a kernel panic");
     rows.push(control::panic(stage, probes)?);
+    progress("the start's system calls");
     rows.push(start::start(stage, probes)?);
     Ok(rows)
 }

@@ -56,6 +56,8 @@ pub(super) struct Probe {
     pub(super) answered_ms: f64,
     /// What `tandem run` said at the end.
     pub(super) summary: Option<Value>,
+    /// Exits of the whole run by the device that the guest wanted.
+    pub(super) devices: BTreeMap<String, u64>,
     /// Why the container runs without its limit.
     pub(super) unlimited: Option<String>,
     /// The host's setting afterwards.
@@ -90,7 +92,9 @@ pub(super) struct View {
 
 impl Probe {
     pub(super) fn take(stage: &Stage, side: Side) -> Result<Self, LabError> {
-        let limited = Given { memory: Some(LIMIT), ..Given::default() };
+        let stats = stage.scratch().join("stats.json");
+        let stats = (side == Side::Vm).then_some(stats.as_path());
+        let limited = Given { memory: Some(LIMIT), stats, ..Given::default() };
         match Self::take_with(stage, side, &limited) {
             // A user who is not root may have no cgroup. All else can be shown without.
             Err(error @ LabError::Ended { .. }) if side == Side::Container => {
@@ -120,6 +124,7 @@ impl Probe {
             view,
             answered_ms,
             summary: side::summary(&ran),
+            devices: given.stats.and_then(|file| fs::read(file).ok()).map(by_device).unwrap_or_default(),
             unlimited: None,
             host_setting: host_setting.trim().to_owned(),
         })
@@ -159,6 +164,23 @@ impl Process {
             threads,
         })
     }
+}
+
+/// What the statistics of a run say.
+fn by_device(stats: Vec<u8>) -> BTreeMap<String, u64> {
+    let stats: Value = serde_json::from_slice(&stats).unwrap_or_default();
+    let mut devices = BTreeMap::new();
+    let vcpus = stats.get("vcpus").and_then(Value::as_array).into_iter().flatten();
+    for exit in vcpus.filter_map(|vcpu| vcpu.get("exits")?.as_array()).flatten() {
+        let text = |name: &str| exit.get(name).and_then(Value::as_str);
+        let count = exit.get("count").and_then(Value::as_u64).unwrap_or(0);
+        // Consoles of a ring3 guest are reached by requests, which have names of their own.
+        let request = text("name").filter(|name| name.starts_with("request: console")).map(|_| "console");
+        if let Some(device) = text("device").or(request) {
+            *devices.entry(device.to_owned()).or_insert(0) += count;
+        }
+    }
+    devices
 }
 
 fn namespaces(pid: i32) -> BTreeMap<String, u64> {

@@ -70,12 +70,11 @@ fn why(row: &Observation) -> String {
 fn below_each_other(row: &Observation, said: &mut Said, columns: usize) -> String {
     let mut out = wrapped("", &heading(row), 2, columns);
     for side in SIDES {
-        out += &wrapped(
-            &format!("  {}: ", side.name()),
-            &one_line(&said.text(side, row.cell(side))),
-            4,
-            columns,
-        );
+        let text = said.text(side, row.cell(side));
+        for (index, line) in text.lines().enumerate() {
+            let head = if index == 0 { format!("  {}: ", side.name()) } else { "    ".into() };
+            out += &wrapped(&head, &one_line(line), 4, columns);
+        }
     }
     out += &wrapped("  why: ", &why(row), 4, columns);
     out + "\n"
@@ -99,9 +98,12 @@ fn beside(cells: Vec<String>, each: usize) -> String {
     out
 }
 
-/// Words in lines of at most `each` characters; words that are longer are cut.
+/// Lines of at most `each` characters; those that are longer are wrapped, and words that are longer are cut.
 fn lines(text: &str, each: usize) -> Vec<String> {
-    let text = one_line(text);
+    text.lines().flat_map(|line| fitted(&one_line(line), each)).collect()
+}
+
+fn fitted(text: &str, each: usize) -> Vec<String> {
     let mut words = String::new();
     for word in text.split(' ') {
         for (index, char) in word.chars().enumerate() {
@@ -124,7 +126,7 @@ mod tests {
         let long = "Memory cgroup out of memory: Killed process 20827 (dd) /a/very/long/path/that/does/not/fit/into/it";
         let cells = [
             Cell::shown("6.18, boot id 1", json!({})),
-            Cell::shown(long, json!({})),
+            Cell::shown(format!("first\n{long}"), json!({})),
             Cell::Absent("no".into()),
         ];
         let row = Observation {
@@ -146,6 +148,7 @@ mod tests {
             let most = if columns < 86 { columns.max(58) } else { columns };
             assert!(text.lines().all(|line| width(line) <= most), "{columns}\n{text}");
             assert!(text.contains("not shown: no") && text.contains("NOT"), "{text}");
+            assert!(text.lines().any(|line| line.trim_end().ends_with("first")) || columns >= 86, "{text}");
             let words: Vec<_> = text.split_whitespace().collect();
             assert!(words.join(" ").contains("above"), "a reason is given once: {text}");
         }

@@ -198,6 +198,16 @@ impl Group {
     }
 }
 
+/// Whether this user can give a container a group with this controller, of whichever version, as far as can be told without
+/// making one.
+pub fn is_usable(cgroups: &Cgroups, controller: &str) -> bool {
+    if let Some(hierarchy) = cgroups.controller(controller).filter(|h| h.version == Version::V1) {
+        return place::may_write(&hierarchy.group);
+    }
+    let unified = cgroups.hierarchies.iter().find(|hierarchy| hierarchy.version == Version::V2);
+    unified.is_some_and(|hierarchy| place::has_place(&hierarchy.group, controller))
+}
+
 /// Kills whatever is in the group `dir` and removes it with the groups in it, within two seconds. One that is not there is
 /// none that is left.
 ///

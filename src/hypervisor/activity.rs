@@ -12,6 +12,8 @@ pub enum Doing {
     Guest,
     /// It deals with an access to this port.
     Port(u16),
+    /// It refuses a program an access to this port.
+    Refused(u16),
     /// It deals with an access to this guest-physical address, of which the lower 56 bits are kept.
     Memory(u64),
     /// The guest has halted the vCPU, and the thread sleeps.
@@ -27,10 +29,8 @@ impl From<Reason> for Doing {
     #[inline]
     fn from(reason: Reason) -> Self {
         match reason {
-            Reason::PortRead(port)
-            | Reason::PortWrite(port)
-            | Reason::Request(port)
-            | Reason::Refused(port) => Self::Port(port),
+            Reason::PortRead(port) | Reason::PortWrite(port) | Reason::Request(port) => Self::Port(port),
+            Reason::Refused(port) => Self::Refused(port),
             Reason::MmioRead(address) | Reason::MmioWrite(address) => Self::Memory(address),
             // It is the port by which a stub hands it over.
             Reason::Exception(vector) => Self::Port(vector.into()),
@@ -46,6 +46,7 @@ const PORT: u64 = 2;
 const MEMORY: u64 = 3;
 const HALTED: u64 = 4;
 const WAITING: u64 = 5;
+const REFUSED: u64 = 6;
 
 /// What a vCPU's thread is doing, as last told.
 #[derive(Debug, Default)]
@@ -59,6 +60,7 @@ impl Activity {
             Doing::Other => (0, 0),
             Doing::Guest => (GUEST, 0),
             Doing::Port(port) => (PORT, port.into()),
+            Doing::Refused(port) => (REFUSED, port.into()),
             Doing::Memory(address) => (MEMORY, address),
             Doing::Halted => (HALTED, 0),
             Doing::Waiting => (WAITING, 0),
@@ -72,6 +74,7 @@ impl Activity {
         match stored >> KIND_SHIFT {
             GUEST => Doing::Guest,
             PORT => Doing::Port(stored as u16),
+            REFUSED => Doing::Refused(stored as u16),
             MEMORY => Doing::Memory(stored & VALUE),
             HALTED => Doing::Halted,
             WAITING => Doing::Waiting,
@@ -92,6 +95,7 @@ mod tests {
             Doing::Guest,
             Doing::Port(0),
             Doing::Port(u16::MAX),
+            Doing::Refused(u16::MAX),
             Doing::Memory(0xd000_1000),
             Doing::Halted,
             Doing::Waiting,

@@ -7,6 +7,7 @@ use kvm_bindings::{kvm_cpuid_entry2, kvm_msr_entry, kvm_regs, kvm_sregs};
 use vmm_sys_util::errno;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::activity::{Activity, Doing};
 use super::exits::{Detail, Exits, Meter, Reason};
 use super::{
     Cause, Error, Exit, Hypervisor, Interrupter, MemoryRegion, Msi, PortData, Registers, Result, RunState,
@@ -135,10 +136,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-#[derive(Default)]
 struct Flag {
     requested: Mutex<bool>,
     changed: Condvar,
+    activity: Activity,
+}
+
+impl Default for Flag {
+    fn default() -> Self {
+        let activity = Activity::default();
+        activity.set(Doing::Guest);
+        Self { requested: Mutex::default(), changed: Condvar::default(), activity }
+    }
 }
 
 impl Flag {
@@ -159,6 +168,9 @@ impl Interrupter for Flag {
     }
     fn clear(&self) {
         *lock(&self.requested) = false;
+    }
+    fn activity(&self) -> Option<&Activity> {
+        Some(&self.activity)
     }
 }
 

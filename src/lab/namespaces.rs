@@ -52,7 +52,7 @@ echo "hostname=$(hostname)"
 echo "segments=$(($(wc -l </proc/sysvipc/shm) - 1))"
 case $has in *mnt*) mount --make-rprivate / && mount -t tmpfs lab $dir && echo x >$dir/mounted;; esac
 [ -e $dir/mounted ] && echo mounted=yes || echo mounted=no
-echo "links=$(ip -o link | wc -l)"
+echo "links=$(ip -o link | wc -l), $(ip -o link | grep -c '[<,]UP[,>]') up"
 echo "cgroup=$(cut -d: -f2- /proc/$pid/cgroup | tr '\n' ' ')"
 echo "pid=$$"
 echo "uid_map=$(tr -s ' ' </proc/self/uid_map)"

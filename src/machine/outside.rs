@@ -15,6 +15,7 @@ pub(super) fn names(context: &VcpuContext, ring3: bool) -> impl Fn(Doing) -> Str
             (None, Some(request)) if ring3 => format!("Tandem;requests;{request}"),
             (None, _) => "Tandem;absent ports".into(),
         },
+        Doing::Refused(_) => "Tandem;ports refused to programs".into(),
         Doing::Memory(address) => {
             format!(
                 "Tandem;{}",

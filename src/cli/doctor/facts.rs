@@ -9,6 +9,8 @@ use nix::unistd::{ForkResult, Uid, fork};
 #[cfg(test)]
 use super::device::OpenKvm;
 use super::device::{Kvm, open_kvm};
+use super::host::CONTROLLERS;
+use crate::container::cgroup;
 use crate::host::cgroup::Cgroups;
 use crate::host::cpu::CpuInfo;
 use crate::host::kvm_backend::KvmBackend;
@@ -24,6 +26,8 @@ pub struct Facts {
     pub memory_kib: Option<u64>,
     /// cgroup hierarchies, or why they cannot be read.
     pub cgroups: Result<Cgroups, String>,
+    /// The cgroup controllers by which this user can limit and measure a container.
+    pub controllers: Vec<&'static str>,
     /// User namespaces.
     pub user_namespaces: UserNamespaces,
     /// Runtimes and VMMs on PATH.
@@ -72,10 +76,13 @@ impl Facts {
         let user_namespaces = user_namespaces(root);
         let kvm = KvmFacts::gather();
         let guest = guest(&Paths::from_env(), &kvm);
+        let cgroups = Cgroups::detect(root);
+        let usable = |name: &&str| cgroups.as_ref().is_ok_and(|cgroups| cgroup::is_usable(cgroups, name));
         Self {
+            controllers: CONTROLLERS.into_iter().filter(usable).collect(),
             kvm,
             memory_kib: available_memory(&read("/proc/meminfo")),
-            cgroups: Cgroups::detect(root).map_err(|error| error.to_string()),
+            cgroups: cgroups.map_err(|error| error.to_string()),
             user_namespaces,
             programs: runtimes::find(&std::env::var_os("PATH").unwrap_or_default()),
             guest,
@@ -163,13 +170,14 @@ impl Facts {
     /// A physical Intel host with all that Tandem needs.
     pub fn good() -> Self {
         use crate::host::cgroup::{Hierarchy, Version};
-        let controllers = ["cpu", "memory", "pids"].map(str::to_owned).to_vec();
+        let controllers = CONTROLLERS.map(str::to_owned).to_vec();
         let hierarchy = Hierarchy { version: Version::V2, controllers, group: "/sys/fs/cgroup".into() };
         let (flavour, version, hash) = (STANDARD.into(), "6.12.1".into(), "0123456789abcdef".into());
         Self {
             kvm: KvmFacts::good(),
             memory_kib: Some(8 << 20),
             cgroups: Ok(Cgroups { hierarchies: vec![hierarchy] }),
+            controllers: CONTROLLERS.to_vec(),
             user_namespaces: UserNamespaces::default(),
             programs: Vec::new(),
             guest: Ok(GuestManifest { flavour, version, hash, sizes: Default::default() }),

@@ -2,14 +2,14 @@
 
 use super::facts::{Facts, UserNamespaces};
 use super::report::Finding;
-use crate::host::cgroup::{Cgroups, Layout};
+use crate::host::cgroup::Layout;
 use crate::host::paths::{PathsError, STANDARD};
 use crate::host::runtimes::{KNOWN, Program};
 
 /// The default guest's memory, Tandem's own and some for the command, in KiB.
 const MEMORY_KIB: u64 = 256 * 1024;
 /// The controllers that limit and measure a container.
-const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
+pub(super) const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
 
 /// Everything but KVM.
 pub fn findings(facts: &Facts) -> Vec<Finding> {
@@ -74,14 +74,21 @@ fn cgroups(facts: &Facts) -> Finding {
         Ok(groups) => groups,
         Err(error) => return finding(error.clone(), "cgroups cannot be looked at").warning("mount /proc"),
     };
-    let value = format!("{}, {}", layout(groups.layout()), controllers(groups));
-    let all = CONTROLLERS.iter().all(|name| groups.controller(name).is_some());
+    let with = match facts.controllers.is_empty() {
+        true => "no controllers".into(),
+        false => format!("with {}", facts.controllers.join(", ")),
+    };
+    let value = format!("{}, {with}", layout(groups.layout()));
+    let all = CONTROLLERS.iter().all(|name| facts.controllers.contains(name));
     match groups.layout() {
         Layout::None => finding(value, "no hierarchy is mounted: nothing limits or measures a container")
             .warning("mount it with `sudo mount -t cgroup2 none /sys/fs/cgroup`"),
         _ if !all => {
             finding(value, "not all of cpu, memory and pids: limits and peaks of a container are incomplete")
-                .warning("delegate them to this group (cgroup.subtree_control of its parent), or run as root")
+                .warning(match facts.kvm.root {
+                    true => "have the kernel (cgroup_enable= on its command line) or what this runs in make them available",
+                    false => "run as root, or with systemd: `systemd-run --user --scope -p Delegate=yes tandem ...`",
+                })
         }
         Layout::Hybrid => finding(value, "each controller is used where it is; crun refuses this layout")
             .warning("boot the host with `systemd.unified_cgroup_hierarchy=1` to have version 2 alone"),
@@ -97,14 +104,6 @@ fn layout(layout: Layout) -> &'static str {
         Layout::V1 => "version 1",
         Layout::V2 => "version 2",
         Layout::Hybrid => "hybrid",
-    }
-}
-
-fn controllers(groups: &Cgroups) -> String {
-    let found: Vec<_> = CONTROLLERS.into_iter().filter(|name| groups.controller(name).is_some()).collect();
-    match found.is_empty() {
-        true => "no controllers".into(),
-        false => format!("with {}", found.join(", ")),
     }
 }
 

@@ -6,6 +6,7 @@
 
 use super::{CgroupError, write};
 use crate::host::cgroup::Version;
+use nix::unistd::{AccessFlags, access};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -40,6 +41,34 @@ pub(super) fn make(
         }
         Ok(true)
     })
+}
+
+/// Whether [`make`] would find a place with this controller, as far as can be told without making anything.
+pub(super) fn has_place(own: &Path, controller: &str) -> bool {
+    own.ancestors().map_while(|parent| Some((parent, words(&parent.join("cgroup.controllers")).ok()?))).any(
+        |(parent, available)| {
+            let lists = |words: &[String]| words.iter().any(|word| word == controller);
+            let enabled = words(&parent.join("cgroup.subtree_control")).is_ok_and(|words| lists(&words));
+            let enables =
+                || !is_populated(parent).unwrap_or(true) && may_write(&parent.join("cgroup.subtree_control"));
+            // Processes go from a group of the parent's into another: that takes the parent's list of them.
+            lists(&available)
+                && may_write(parent)
+                && may_write(&parent.join("cgroup.procs"))
+                && (enabled || enables())
+        },
+    )
+}
+
+/// Whether this user may write there.
+pub(super) fn may_write(path: &Path) -> bool {
+    access(path, AccessFlags::W_OK).is_ok()
+}
+
+/// Whether it has processes that keep it from enabling anything for its children. The root of all, which has no type, is
+/// free to.
+fn is_populated(group: &Path) -> io::Result<bool> {
+    Ok(group.join("cgroup.type").exists() && !words(&group.join("cgroup.procs"))?.is_empty())
 }
 
 /// Goes from `own` up to the top of what is mounted, to the first that can be made ready. The first failure is told: it
@@ -100,8 +129,8 @@ fn enable<'a>(parent: &Path, controllers: impl IntoIterator<Item = &'a str>) -> 
         return Ok(());
     }
     // The kernel itself refuses that only of some controllers. With others the group becomes the root of a threaded
-    // subtree, and those below can take threads but no processes. The root of all, which may, has no type.
-    if parent.join("cgroup.type").exists() && !words(&parent.join("cgroup.procs"))?.is_empty() {
+    // subtree, and those below can take threads but no processes.
+    if is_populated(parent)? {
         return Err(io::Error::from_raw_os_error(libc::EBUSY));
     }
     write(&file, &missing.join(" "))

@@ -35,7 +35,7 @@ impl<V: SyncedVcpu> Ring3Vcpu<V> {
                     (Some(_), 3) if user && (probe::PORT..probe::PORT + probe::PORT_LEN).contains(&port) => {
                         Next::Pass
                     }
-                    (Some(shared), 3) if user => self.refuse(shared, &registers, write)?,
+                    (Some(shared), 3) if user => self.refuse(shared, &registers, port, write)?,
                     (Some(shared), 3) if write => self.request(shared, port, registers),
                     _ => Next::Pass,
                 }
@@ -163,17 +163,21 @@ impl<V: SyncedVcpu> Ring3Vcpu<V> {
 
     /// User code has used a port that is not for it: a general-protection fault, as the processor would raise if the
     /// task-state segment had not opened all ports to the kernel.
-    fn refuse(&mut self, shared: u64, registers: &Registers, write: bool) -> Result<Next> {
+    fn refuse(&mut self, shared: u64, registers: &Registers, port: u16, write: bool) -> Result<Next> {
         self.counts.refused += 1;
         let board = self.board.clone();
         let space = self.state.space(board.memory(), &registers.sregs);
-        let port = registers.regs.rdx as u16;
-        self.vcpu.meter().was(Reason::Refused(port));
+        let reason = Reason::Refused(port);
+        self.vcpu.meter().was(reason);
+        // Else a profile would take the port's number for a vector or a request.
+        if let Some(activity) = self.interrupter.activity() {
+            activity.set(reason.into());
+        }
         if let Exit::Port { data: PortData::In(data), .. } = self.vcpu.exit() {
             data.fill(0xff);
         }
         let at = if write {
-            requests::start_of_write(&space, registers.regs.rip, port)
+            requests::start_of_write(&space, registers.regs.rip, registers.regs.rdx as u16)
         } else {
             requests::start_of_read(&space, registers.regs.rip)
         };

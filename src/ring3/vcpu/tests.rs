@@ -167,6 +167,18 @@ fn a_users_port_is_refused_and_its_registers_restored() {
 }
 
 #[test]
+fn a_refused_port_of_an_exceptions_number_is_none() {
+    let machine = Machine::new().gate(13, 0xe, 0, 0);
+    // out 0xe, al; what is in rdx is not the port.
+    machine.bytes(USER, &[0xe6, 0x0e]);
+    let user = |rip| at(&machine, move |registers| (registers.regs.rip, registers.regs.rdx) = (rip, 0x3f8));
+    let mut vcpu = start(&machine, vec![user(USER + 2), out(14), Step::Shutdown]);
+    assert!(matches!(vcpu.run().unwrap(), Exit::Shutdown));
+    assert_eq!(vcpu.counts.exceptions, [0; abi::VECTORS as usize]);
+    assert_eq!(vcpu.interrupter().activity().unwrap().get(), Doing::Refused(14));
+}
+
+#[test]
 fn a_dead_guest_tells_its_place_not_the_stubs() {
     let machine = Machine::new();
     let frame = kernel_frame();

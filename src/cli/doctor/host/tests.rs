@@ -76,8 +76,19 @@ fn cgroup_layouts() {
     assert!(hybrid.meaning.contains("crun"));
     let v1 = cgroups(vec![hierarchy(Version::V1, &["cpu", "memory", "pids"])]);
     assert!(v1.value.starts_with("version 1"));
-    let undelegated = cgroups(vec![hierarchy(Version::V2, &["memory"])]);
-    assert!(undelegated.remedy.unwrap().contains("subtree_control"));
+    let v2 = |root, controllers: &[&'static str]| {
+        // A session's own group has none of its own where nobody asked for one: that says nothing.
+        let cgroups = Ok(Cgroups { hierarchies: vec![hierarchy(Version::V2, &[])] });
+        let kvm = KvmFacts { root, ..KvmFacts::good() };
+        find(&Facts { cgroups, controllers: controllers.to_vec(), kvm, ..Facts::good() }, "cgroups")
+    };
+    assert_eq!(v2(true, &["cpu", "memory", "pids"]).state, State::Ok);
+    let some = v2(false, &["memory", "pids"]);
+    assert_eq!((some.value.as_str(), some.state), ("version 2, with memory, pids", State::Warning));
+    assert!(some.remedy.unwrap().contains("Delegate"));
+    let none = v2(true, &[]);
+    assert_eq!(none.value, "version 2, no controllers");
+    assert!(none.remedy.unwrap().contains("cgroup_enable"));
     assert!(cgroups(Vec::new()).remedy.unwrap().contains("mount"));
     let unreadable = find(&Facts { cgroups: Err("no /proc".into()), ..Facts::good() }, "cgroups");
     assert_eq!(unreadable.state, State::Warning);

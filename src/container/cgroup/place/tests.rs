@@ -117,3 +117,48 @@ fn an_existing_group_is_not_taken_over() {
         assert!(matches!(&error, CgroupError::Exists(dir) if *dir == own.join("x")), "{error:?}");
     }
 }
+
+/// What is said to have a place has one, and the other way round.
+#[test]
+fn a_place_is_foretold() {
+    // Controllers available and enabled, and processes, of the session's own group, its slice and the top; whether cpu is had.
+    let session = |own: (&str, &str), slice: (&str, &str, &str), top: &str| {
+        let root = tempfile::tempdir().unwrap();
+        let dirs = [
+            (group(&root, "", "cpu memory", top), ""),
+            (group(&root, "slice", slice.0, slice.1), slice.2),
+            (group(&root, "slice/own", own.0, own.1), "7\n"),
+        ];
+        for (dir, processes) in &dirs {
+            std::fs::write(dir.join("cgroup.procs"), processes).unwrap();
+        }
+        for (dir, _) in &dirs[1..] {
+            std::fs::write(dir.join("cgroup.type"), "domain\n").unwrap();
+        }
+        let foretold = has_place(&dirs[2].0, "cpu");
+        let made = make(&dirs[2].0, "x", &[CPU], &[]);
+        assert_eq!(foretold, made.is_ok(), "{own:?} {slice:?} {top}: {made:?}");
+        foretold
+    };
+    // As systemd makes it where nothing asks for cpu: the top can have it.
+    assert!(session(("memory", ""), ("memory", "memory", ""), "memory"));
+    assert!(session(("cpu", ""), ("cpu", "", ""), "cpu"));
+    assert!(session(("cpu", "cpu"), ("cpu", "cpu", ""), "cpu"));
+    assert!(session(("", ""), ("cpu", "", "8\n"), ""));
+    let root = tempfile::tempdir().unwrap();
+    let own = group(&root, "own", "cpu", "");
+    std::fs::write(own.join("cgroup.procs"), "7\n").unwrap();
+    std::fs::write(own.join("cgroup.type"), "domain\n").unwrap();
+    assert!(!has_place(&own, "cpu") && make(&own, "x", &[CPU], &[]).is_err());
+    assert!(!has_place(&own, "memory") && !has_place(root.path(), "cpu"));
+}
+
+#[test]
+fn where_no_process_can_be_moved_is_no_place() {
+    let root = tempfile::tempdir().unwrap();
+    let own = group(&root, "own", "cpu", "cpu");
+    // Even root moves none without the list of them.
+    assert!(!has_place(&own, "cpu"));
+    std::fs::write(own.join("cgroup.procs"), "").unwrap();
+    assert!(has_place(&own, "cpu"));
+}

@@ -26,6 +26,7 @@ use super::{doctor, report, say};
 use crate::arch::x86_64::kernel::{BootChoice, Unpacker};
 use crate::host::kvm_backend::KvmBackend;
 use crate::hypervisor::{self, kvm::KvmHypervisor};
+use crate::machine::backing::{Backing, HugePages};
 use crate::machine::outcome::exit_code;
 use crate::machine::{self, config::Console};
 use crate::milestone::supervisor::Supervisor;
@@ -70,6 +71,12 @@ pub struct RunArgs {
     /// Memory of the guest [default: 128M], or a container's limit [default: none]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     memory: Option<u64>,
+    /// Back the guest's memory with huge pages of the host's [default: none]
+    #[arg(long = "hugepages", value_enum, ignore_case = true, value_name = "MODE")]
+    huge_pages: Option<Huge>,
+    /// Have the host back all of the guest's memory before it starts, in place of each page when it is touched
+    #[arg(long)]
+    prefault: bool,
     /// Number of vCPUs [default: 1], or a container's limit, like 1.5 [default: none]
     #[arg(long, value_name = "N", value_parser = parse_cpus)]
     cpus: Option<f64>,
@@ -148,6 +155,15 @@ enum Isolation {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
+enum Huge {
+    /// Transparent ones, where the host's kernel has some at the moment
+    Transparent,
+    /// Of 2 MiB, out of the host's pool (vm.nr_hugepages)
+    #[value(name = "2M")]
+    Pool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
 enum Boot {
     /// The 64-bit Linux protocol for Linux, else PVH if the kernel offers it
     Auto,
@@ -190,6 +206,14 @@ impl RunArgs {
             Boot::Linux64 => BootChoice::Linux64,
             Boot::Pvh => BootChoice::Pvh,
         }
+    }
+
+    fn backing(&self) -> Backing {
+        let huge_pages = self.huge_pages.map(|huge| match huge {
+            Huge::Transparent => HugePages::Transparent,
+            Huge::Pool => HugePages::Pool,
+        });
+        Backing { huge_pages, prefault: self.prefault }
     }
 
     fn unpacker(&self) -> Unpacker {

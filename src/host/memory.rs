@@ -1,4 +1,4 @@
-//! Tandem's own memory.
+//! Tandem's own memory, and the host's.
 
 use std::{fs, ptr};
 
@@ -37,6 +37,12 @@ unsafe extern "C" fn release_segments(
     1
 }
 
+/// Bytes of a field of /proc/meminfo, whose text this is.
+pub fn meminfo(text: &str, name: &str) -> Option<u64> {
+    let rest = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    rest.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
 /// What the host has given for memory that was mapped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MemoryUse {
@@ -68,6 +74,12 @@ fn parse_use(smaps: &str, ranges: &[(u64, u64)]) -> Option<MemoryUse> {
                 "Rss" => *resident += kib << 10,
                 "Private_Dirty" => *dirty += kib << 10,
                 "AnonHugePages" => *huge += kib << 10,
+                // Pages of the host's pool, which the others do not count. One that was only read is private as well.
+                "Private_Hugetlb" | "Shared_Hugetlb" => {
+                    for bytes in [resident, dirty, huge] {
+                        *bytes += kib << 10;
+                    }
+                }
                 _ => {}
             }
         } else if let Some((from, to)) = first.split_once('-') {
@@ -90,10 +102,19 @@ mod tests {
     fn the_use_of_memory_is_that_of_its_mappings() {
         let smaps = "1000-3000 rw-p 00000000 00:00 0\nRss:  8 kB\nPrivate_Dirty: 4 kB\nVmFlags: rd wr\n\
                      3000-4000 r--p 00000000 08:01 7 /a b: c\nRss: 4 kB\n\
-                     9000-a000 rw-p 00000000 00:00 0\nRss: 4 kB\nPrivate_Dirty: 4 kB\nAnonHugePages: 2 kB\n";
+                     9000-a000 rw-p 00000000 00:00 0\nRss: 4 kB\nPrivate_Dirty: 4 kB\nAnonHugePages: 2 kB\n\
+                     a000-b000 rw-p 00000000 00:0f 7  /anon_hugepage (deleted)\nRss: 0 kB\nPrivate_Hugetlb: 4 kB\n";
         let both = parse_use(smaps, &[(0x1000, 0x3000), (0x9000, 0xa000)]);
         assert_eq!(both, Some(MemoryUse { resident: 12 << 10, dirty: 8 << 10, huge: 2 << 10 }));
         assert_eq!(parse_use(smaps, &[(0x4000, 0x9000)]), None);
+        let pool = parse_use(smaps, &[(0xa000, 0xb000)]);
+        assert_eq!(pool, Some(MemoryUse { resident: 4 << 10, dirty: 4 << 10, huge: 4 << 10 }));
+    }
+
+    #[test]
+    fn the_host_tells_of_its_memory() {
+        assert_eq!(meminfo("MemTotal:  100 kB\nMemAvailable:    7 kB\n", "MemAvailable"), Some(7168));
+        assert_eq!(meminfo("MemTotal: x kB\n", "MemTotal"), None);
     }
 
     #[test]

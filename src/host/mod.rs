@@ -3,6 +3,7 @@
 pub mod cgroup;
 pub mod cpu;
 pub mod errors;
+pub mod huge_pages;
 pub mod kvm_backend;
 pub mod limits;
 pub mod memory;
@@ -11,6 +12,7 @@ pub mod paths;
 pub mod process;
 pub mod random;
 pub mod resources;
+pub mod room;
 pub mod runtimes;
 pub mod scheduling;
 pub mod signals;

@@ -11,6 +11,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 use vmm_sys_util::errno;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use super::backing::{self, MapError};
 use super::config::{Guest, MachineConfig};
 use super::devices::{self, Devices, DevicesError, Interrupts};
 use super::event_loop::EventLoopError;
@@ -46,7 +47,7 @@ pub enum BuildError {
     Memory {
         bytes: u64,
         #[source]
-        source: vm_memory::mmap::FromRangesError,
+        source: MapError,
     },
     /// The kernel could not be read after all.
     #[error("cannot load the kernel")]
@@ -102,12 +103,15 @@ pub fn build<H: Hypervisor>(
     supervisor: Arc<Supervisor>,
 ) -> Result<Machine, BuildError> {
     let _span = span("build the machine");
-    let memory = allocate_memory(config)?;
+    let memory = map_memory(config)?;
     let ring3 = config.guest == Guest::Ring3;
     let lines = Lines::new();
     let board = ring3.then(|| Board::new(memory.clone(), config.cpus));
     let (first, vm) =
         spawn_first(hypervisor.clone(), memory.clone(), lines.clone(), board.clone(), config.cpus)?;
+    if config.backing.prefault {
+        prefault(config, &memory)?;
+    }
     let waiting = span("CPUID of the guest");
     let processor = CpuidConfig {
         vcpus: config.cpus,
@@ -226,15 +230,18 @@ fn spawn_other<V: Vm>(
     }
 }
 
-fn allocate_memory(config: &MachineConfig) -> Result<GuestMemoryMmap, BuildError> {
+fn map_memory(config: &MachineConfig) -> Result<GuestMemoryMmap, BuildError> {
     let _span = span("map the guest's memory");
-    let ranges: Vec<_> = config
-        .memory
-        .ram()
-        .map(|range| (GuestAddress(range.start), (range.end - range.start) as usize))
-        .collect();
-    GuestMemoryMmap::from_ranges(&ranges)
-        .map_err(|source| BuildError::Memory { bytes: config.memory.size(), source })
+    config.backing.map(&config.memory).map_err(|source| no_memory(config, source))
+}
+
+fn prefault(config: &MachineConfig, memory: &GuestMemoryMmap) -> Result<(), BuildError> {
+    let _span = span("back the guest's memory");
+    backing::prefault(memory).map_err(|source| no_memory(config, source))
+}
+
+fn no_memory(config: &MachineConfig, source: MapError) -> BuildError {
+    BuildError::Memory { bytes: config.memory.size(), source }
 }
 
 fn load(config: &MachineConfig, memory: &GuestMemoryMmap) -> Result<LoadedKernel, BuildError> {

@@ -1,11 +1,12 @@
 //! A machine's configuration. Every error that can be found without touching KVM is found here.
 
 use std::ffi::{CString, NulError};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use thiserror::Error;
 
+use super::backing::{Backing, BackingError};
 use super::command_line;
 use crate::arch::x86_64::boot_info::{self, TablesError};
 use crate::arch::x86_64::kernel::{BootChoice, KernelError, KernelFile, Reason, Reserved, Unpacker};
@@ -32,6 +33,9 @@ pub enum ConfigError {
     /// Memory size, or what has to fit into it.
     #[error(transparent)]
     Memory(#[from] MemoryMapError),
+    /// What the host cannot back memory with.
+    #[error(transparent)]
+    Backing(#[from] BackingError),
     /// The number of vCPUs.
     #[error("--cpus {0}: a machine has 1 to {MAX_VCPUS} vCPUs")]
     Cpus(u32),
@@ -109,6 +113,8 @@ impl Guest {
 pub struct Request {
     /// Guest memory in bytes.
     pub memory: u64,
+    /// What backs it.
+    pub backing: Backing,
     /// Number of vCPUs.
     pub cpus: u32,
     /// The kernel file.
@@ -155,6 +161,8 @@ pub struct Software {
 pub struct MachineConfig {
     pub guest: Guest,
     pub memory: MemoryMap,
+    /// What the host backs it with.
+    pub backing: Backing,
     pub cpus: u8,
     pub kernel: KernelFile,
     /// The kernel is recognisably Linux.
@@ -252,6 +260,7 @@ struct Hardware {
 impl Hardware {
     fn new(request: &Request) -> Result<Self, ConfigError> {
         let memory = MemoryMap::new(request.memory)?;
+        request.backing.check(memory.size(), Path::new("/"))?;
         let cpus = u8::try_from(request.cpus).ok().filter(|cpus| (1..=MAX_VCPUS).contains(cpus));
         let cpus = cpus.ok_or(ConfigError::Cpus(request.cpus))?;
         let kernel = KernelFile::open(&request.kernel, request.unpacker)?;
@@ -291,6 +300,7 @@ impl Hardware {
         Ok(MachineConfig {
             guest: request.guest,
             memory,
+            backing: request.backing,
             cpus,
             kernel,
             linux,
@@ -321,6 +331,7 @@ mod tests {
         let kernel = file(&elf(phys, &[(phys, KERNEL_HALF + phys, &[0x90; 64], 64)], notes));
         let request = Request {
             memory: 64 << 20,
+            backing: Backing::default(),
             cpus,
             kernel: kernel.path().to_owned(),
             unpacker: Unpacker::Host,

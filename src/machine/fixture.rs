@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tempfile::NamedTempFile;
 
+use super::backing::Backing;
 use super::config::{ConfigError, Console, Guest, MachineConfig, Request, Software};
 use crate::arch::x86_64::kernel::{BootChoice, Unpacker, fixture};
 use crate::devices::virtio::block::disk::Engine;
@@ -13,6 +14,7 @@ pub fn config(change: impl FnOnce(&mut Request, &mut Software)) -> (MachineConfi
     let file = fixture::file(&fixture::linux());
     let mut request = Request {
         memory: 64 << 20,
+        backing: Backing::default(),
         cpus: 1,
         kernel: file.path().to_owned(),
         unpacker: Unpacker::Host,

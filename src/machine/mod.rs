@@ -1,5 +1,6 @@
 //! The VM: configuration, builder, machine, outcome; vCPU threads and the event loop.
 
+pub mod backing;
 pub mod builder;
 pub mod command_line;
 pub mod config;

@@ -2,6 +2,7 @@
 
 #![allow(clippy::expect_used)] // a test that cannot go on panics
 
+mod backing;
 mod cases;
 #[path = "../common/mod.rs"]
 mod common;

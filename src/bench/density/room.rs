@@ -3,6 +3,7 @@
 use std::fs;
 
 use super::model::Level;
+use crate::host::memory::meminfo;
 
 const MIB: u64 = 1 << 20;
 /// Bytes of a page of the host's.
@@ -12,15 +13,9 @@ const LEAST_RESERVE: u64 = 512 * MIB;
 /// The next ones may take more than those before did.
 const MARGIN: f64 = 1.1;
 
-/// Bytes of a field of /proc/meminfo.
-fn field(text: &str, name: &str) -> Option<u64> {
-    let rest = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-    rest.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
-}
-
 /// Bytes that the kernel thinks it can give without swapping, now. 0 if it does not tell.
 pub fn available() -> u64 {
-    field(&fs::read_to_string("/proc/meminfo").unwrap_or_default(), "MemAvailable").unwrap_or(0)
+    meminfo(&fs::read_to_string("/proc/meminfo").unwrap_or_default(), "MemAvailable").unwrap_or(0)
 }
 
 /// Bytes that the kernel thinks it can give, with those that it keeps aside for each processor: what was given back a moment
@@ -38,7 +33,7 @@ fn kept_aside(zoneinfo: &str) -> u64 {
 /// Bytes that are to be left to the host.
 pub fn reserve() -> u64 {
     let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    (field(&text, "MemTotal").unwrap_or(0) / 10).max(LEAST_RESERVE)
+    (meminfo(&text, "MemTotal").unwrap_or(0) / 10).max(LEAST_RESERVE)
 }
 
 /// What one of a contestant takes, in bytes, by the levels so far: the most of all that was measured. `None` before
@@ -90,8 +85,6 @@ mod tests {
 
     #[test]
     fn memory_is_read() {
-        assert_eq!(field("MemTotal:  100 kB\nMemAvailable:    7 kB\n", "MemAvailable"), Some(7168));
-        assert_eq!(field("MemTotal: x kB\n", "MemTotal"), None);
         let zoneinfo = "  pagesets\n    cpu: 0\n              count:    24\n              high:  9\n    cpu: 1\n              count: 6\n";
         assert_eq!(kept_aside(zoneinfo), 30);
         assert!(available() > 0 && available_in_all() > available() / 2 && reserve() >= LEAST_RESERVE);

@@ -118,6 +118,8 @@ fn option_of_vm(args: &RunArgs) -> Option<&'static str> {
         (args.ring3_isolation.is_some(), "--ring3-isolation"),
         (args.kernel.is_some(), "--kernel"),
         (args.initrd.is_some(), "--initrd"),
+        (args.huge_pages.is_some(), "--hugepages"),
+        (args.prefault, "--prefault"),
         (!args.disk.is_empty(), "--disk"),
         (args.root_disk, "--root-disk"),
         (!args.cmdline.is_empty(), "--cmdline"),

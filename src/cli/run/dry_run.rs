@@ -11,6 +11,7 @@ use crate::cli::units::format_size;
 use crate::devices::virtio::block::disk::{Disk, Engine};
 use crate::host::errors::chain;
 use crate::host::kvm_backend::KvmBackend;
+use crate::machine::backing::HugePages;
 use crate::machine::config::{Console, Guest, MachineConfig};
 use crate::machine::outcome::exit_code;
 
@@ -129,6 +130,16 @@ fn console(config: &MachineConfig) -> &'static str {
     }
 }
 
+fn memory(config: &MachineConfig) -> String {
+    let huge_pages = match config.backing.huge_pages {
+        None => "",
+        Some(HugePages::Transparent) => ", transparent huge pages",
+        Some(HugePages::Pool) => ", pages of 2 MiB of the host's pool",
+    };
+    let prefault = if config.backing.prefault { ", prefaulted" } else { "" };
+    format!("{}{huge_pages}{prefault}", format_size(config.memory.size()))
+}
+
 fn to_text(config: &MachineConfig, backend: KvmBackend) -> String {
     let mut lines = vec![
         format!("guest         {}", config.guest_title()),
@@ -142,7 +153,7 @@ fn to_text(config: &MachineConfig, backend: KvmBackend) -> String {
     }
     lines.extend(config.disks.iter().enumerate().map(|(index, disk)| disk_line(index, disk)));
     lines.extend([
-        format!("memory        {}", format_size(config.memory.size())),
+        format!("memory        {}", memory(config)),
         format!("vCPUs         {}", config.cpus),
         format!("console       {}", console(config)),
         format!(
@@ -178,6 +189,8 @@ fn to_json(config: &MachineConfig, backend: KvmBackend) -> String {
         "initramfs_bytes": config.initramfs.as_ref().map(|(initramfs, _)| initramfs.len()),
         "disks": config.disks.iter().enumerate().map(|(n, disk)| disk_json(n, disk)).collect::<Vec<_>>(),
         "memory_bytes": config.memory.size(),
+        "hugepages": config.backing.huge_pages.map(HugePages::name),
+        "prefault": config.backing.prefault,
         "vcpus": config.cpus,
         "console": console(config),
         "command": config.command,

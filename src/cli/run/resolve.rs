@@ -128,6 +128,7 @@ pub(super) fn resolve(args: &RunArgs, backend: &Backend) -> Result<MachineConfig
     };
     let request = Request {
         memory: args.memory.unwrap_or(DEFAULT_MEMORY),
+        backing: args.backing(),
         cpus: vcpus(args.cpus)?,
         kernel,
         unpacker: args.unpacker(),

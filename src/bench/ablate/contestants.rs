@@ -166,7 +166,7 @@ fn memory(changes: &mut Changes<'_>, site: &Site) {
             "prefault",
             "all guest memory is there before the guest starts",
             vm::NAME,
-            &[prefault.clone()],
+            std::slice::from_ref(&prefault),
             no_prefault,
         ),
         (

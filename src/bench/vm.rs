@@ -31,11 +31,12 @@ pub struct VirtualMachine {
 
 /// What `tandem run --dry-run --json` says, as far as it is wanted here.
 #[derive(Debug, Deserialize)]
-struct Plan {
-    guest: String,
+pub struct Plan {
+    /// The name of the guest that boots.
+    pub guest: String,
     guest_isolation: bool,
     vcpus: u32,
-    memory_bytes: u64,
+    pub memory_bytes: u64,
 }
 
 impl VirtualMachine {
@@ -46,14 +47,6 @@ impl VirtualMachine {
     /// With these options besides.
     pub fn with(workload: Arc<Workload>, options: Vec<OsString>) -> Self {
         Self { workload, isolation: true, options, notes: Vec::new() }
-    }
-
-    /// The name of the guest that boots.
-    ///
-    /// # Errors
-    /// Why Tandem would run nothing.
-    pub fn guest(&self) -> Result<String, String> {
-        self.plan().map(|plan| plan.guest)
     }
 
     /// Of a ring3 guest whose programs can read its kernel, which makes system calls cheaper.
@@ -83,7 +76,10 @@ impl VirtualMachine {
     }
 
     /// Asks Tandem itself what it would run.
-    fn plan(&self) -> Result<Plan, String> {
+    ///
+    /// # Errors
+    /// Why it would run nothing.
+    pub fn plan(&self) -> Result<Plan, String> {
         let args = self.args(vec!["--dry-run".into(), "--json".into()]);
         let launch = Launch { reports: false, ..tandem(&self.workload, args, false) };
         let terms = Terms { time_limit: ANSWER_WITHIN, ..Terms::default() };

@@ -167,7 +167,8 @@ fn advise(region: MmapRegion) -> Result<MmapRegion, MapError> {
     }
 }
 
-/// Has the host back all of the memory, which holds nothing yet.
+/// Has the host back all of the memory, which holds nothing yet. Beside it the VM hardly comes about, as both change the
+/// process's mappings; before it, or in parts between which the other could go on, took as long.
 ///
 /// # Errors
 /// The host has too little. Where its kernel is older than 5.14 it kills instead.

@@ -168,7 +168,7 @@ mod tests {
             "pid+mnt 7.505 ",
             "log-off 44.51 .",
             "+net: what +net adds (compared with pid+mnt)",
-            "not measured: huge pages: not an option of Tandem yet",
+            "not measured: a filter: not an option of Tandem yet",
             "+uts: 10 of 10 runs failed, the first: exit status 125",
             "bzimage: skipped: not there",
         ] {

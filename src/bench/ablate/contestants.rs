@@ -79,6 +79,12 @@ pub struct Site {
     pub guest: Option<String>,
     /// The standard guest's compressed kernel.
     pub bz_image: Option<PathBuf>,
+    /// Why memory cannot be backed by transparent huge pages, if so.
+    pub no_huge_pages: Option<String>,
+    /// Or by pages of the host's pool.
+    pub no_pool: Option<String>,
+    /// Or before the guest starts.
+    pub no_prefault: Option<String>,
     /// The standard guest takes up to a minute to boot, for KVM is software.
     pub standard_is_slow: bool,
     /// What takes so long is to take part as well.
@@ -139,11 +145,44 @@ pub fn vm(workload: &Arc<Workload>, site: &Site) -> (Vec<Variant>, Vec<Omitted>)
     } else {
         changes.omit("packed-root", "the root directory is packed for each run of all of them");
     }
+    memory(&mut changes, site);
     guests(&mut changes, site);
-    for name in ["huge pages", "prefaulted memory", "a seccomp filter around the VMM"] {
-        changes.omit(name, "not an option of Tandem yet");
-    }
+    changes.omit("a seccomp filter around the VMM", "not an option of Tandem yet");
     (changes.variants, changes.omitted)
+}
+
+/// What the host backs the guest's memory with, and when.
+fn memory(changes: &mut Changes<'_>, site: &Site) {
+    let transparent = ["--hugepages".into(), "transparent".into()];
+    let pool = ["--hugepages".into(), "2M".into()];
+    let prefault: OsString = "--prefault".into();
+    let both = [&transparent[..], std::slice::from_ref(&prefault)].concat();
+    let (no_huge_pages, no_pool) = (site.no_huge_pages.as_deref(), site.no_pool.as_deref());
+    let no_prefault = site.no_prefault.as_deref();
+    let variants = [
+        ("hugepages", "guest memory in transparent huge pages", vm::NAME, &transparent[..], no_huge_pages),
+        ("hugepages-2M", "guest memory in pages of 2 MiB of the host's pool", vm::NAME, &pool, no_pool),
+        (
+            "prefault",
+            "all guest memory is there before the guest starts",
+            vm::NAME,
+            std::slice::from_ref(&prefault),
+            no_prefault,
+        ),
+        (
+            "prefault+hugepages",
+            "all guest memory is there before the guest starts, in transparent huge pages",
+            "prefault",
+            &both,
+            no_prefault.or(no_huge_pages),
+        ),
+    ];
+    for (name, what, against, options, reason) in variants {
+        match reason {
+            Some(reason) => changes.omit(name, reason),
+            None => changes.options(name, what, against, options),
+        }
+    }
 }
 
 /// Kinds of guests and kernels.
@@ -226,19 +265,44 @@ mod tests {
             ..Site::default()
         };
         let (variants, omitted) = vm(&workload(), &site);
-        assert_eq!(
-            names(&variants),
-            ["vm", "verbose", "log-off", "2-vcpus", "64M", "512M", "packed-root", "isolation-off"]
-        );
+        let memory = ["hugepages", "hugepages-2M", "prefault", "prefault+hugepages"];
+        let before = ["vm", "verbose", "log-off", "2-vcpus", "64M", "512M", "packed-root"];
+        assert_eq!(names(&variants), [&before[..], &memory, &["isolation-off"]].concat());
         assert!(omitted.iter().any(|one| one.name == "bzimage" && one.reason.contains("--slow")));
-        assert!(omitted.iter().any(|one| one.name == "huge pages" && one.reason.contains("not an option")));
-        let lines: Vec<String> =
-            variants.iter().map(|variant| variant.contestant.info().command_line).collect();
-        let base: Vec<&str> = lines[0].split(' ').collect();
-        for line in lines.iter().skip(1) {
+        assert!(
+            omitted.iter().any(|one| one.name.contains("seccomp") && one.reason.contains("not an option"))
+        );
+        let line = |name: &str| {
+            let variant = variants.iter().find(|variant| variant.step.name == name).unwrap();
+            variant.contestant.info().command_line
+        };
+        for step in variants.iter().skip(1).map(|variant| &variant.step) {
+            let (line, base) = (line(&step.name), line(step.against.as_ref().unwrap()));
+            let base: Vec<&str> = base.split(' ').collect();
             let more = line.split(' ').filter(|word| !base.contains(word)).count();
             assert!((1..=2).contains(&more), "{line}");
         }
+        assert!(line("hugepages").contains(" --hugepages transparent "));
+        assert!(line("hugepages-2M").contains(" --hugepages 2M "));
+    }
+
+    #[test]
+    fn memory_that_the_host_cannot_back_is_left_out_with_the_reason() {
+        let left = |site: &Site| {
+            let (variants, omitted) = vm(&workload(), site);
+            let ours = |name: &str| name.starts_with("hugepages") || name.starts_with("prefault");
+            for one in omitted.iter().filter(|one| ours(&one.name)) {
+                assert!(["small pool", "never", "no room"].contains(&one.reason.as_str()), "{one:?}");
+            }
+            let names = names(&variants).into_iter().filter(|name| ours(name));
+            names.map(str::to_owned).collect::<Vec<_>>()
+        };
+        let small = Site { no_pool: Some("small pool".into()), ..Site::default() };
+        assert_eq!(left(&small), ["hugepages", "prefault", "prefault+hugepages"]);
+        let never = Site { no_huge_pages: Some("never".into()), ..small.clone() };
+        assert_eq!(left(&never), ["prefault"]);
+        let full = Site { no_prefault: Some("no room".into()), ..small };
+        assert_eq!(left(&full), ["hugepages"]);
     }
 
     #[test]
@@ -252,6 +316,7 @@ mod tests {
             bz_image: Some("/g/bzImage".into()),
             standard_is_slow: true,
             slow: true,
+            ..Site::default()
         };
         assert_eq!(against(&slow, "bzimage").as_deref(), Some("standard-guest"));
         assert_eq!(against(&slow, "bzimage-in-guest"), None);

@@ -188,8 +188,7 @@ pub mod tests {
             what: format!("what {name} adds"),
             against: against.map(Into::into),
         });
-        let omitted =
-            vec![Omitted { name: "huge pages".into(), reason: "not an option of Tandem yet".into() }];
+        let omitted = vec![Omitted { name: "a filter".into(), reason: "not an option of Tandem yet".into() }];
         (results, Ablation { steps: steps.collect(), omitted })
     }
 

@@ -17,9 +17,11 @@ use crate::bench::schedule;
 use crate::bench::vm::VirtualMachine;
 use crate::bench::workload::Workload;
 use crate::cli::units::parse_duration;
+use crate::host::errors::chain;
 use crate::host::kvm_backend::KvmBackend;
 use crate::host::paths::{Paths, STANDARD};
 use crate::host::runtimes;
+use crate::machine::backing::{Backing, HugePages};
 use crate::report::{ablate as report, csv};
 
 /// Arguments of `tandem bench ablate`.
@@ -101,9 +103,18 @@ fn variants(args: &AblateArgs, context: &Context<'_>, paths: &Paths) -> (Vec<Var
     }
     if args.side != Side::Container {
         let bz_image = paths.guest_dir(STANDARD).map(|dir| dir.join("bzImage")).ok();
+        // Where it cannot tell, each of them is skipped, with the reason.
+        let plan = VirtualMachine::new(context.workload.clone()).plan().ok();
+        let memory = plan.as_ref().map_or(0, |plan| plan.memory_bytes);
+        let cannot = |huge_pages, prefault| {
+            let refused = Backing { huge_pages, prefault }.check(memory, Path::new("/")).err();
+            refused.map(|error| chain(&error))
+        };
         let site = Site {
-            // Where it cannot tell, each of them is skipped, with the reason.
-            guest: VirtualMachine::new(context.workload.clone()).guest().ok(),
+            guest: plan.as_ref().map(|plan| plan.guest.clone()),
+            no_huge_pages: cannot(Some(HugePages::Transparent), false),
+            no_pool: cannot(Some(HugePages::Pool), false),
+            no_prefault: cannot(None, true),
             bz_image: bz_image.filter(|file| file.is_file()),
             standard_is_slow: KvmBackend::detect(Path::new("/")) == KvmBackend::Software,
             slow: args.slow,

@@ -2,6 +2,7 @@
 
 pub mod ablate;
 pub mod attempt;
+mod console;
 pub mod contestant;
 pub mod crowd;
 pub mod density;

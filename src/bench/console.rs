@@ -44,8 +44,9 @@ impl Console {
     pub fn said(&self, messages: &[u8]) -> String {
         let (guest, vmm) = (text(&self.tail), text(messages));
         let kernel = guest.lines().find(|line| KERNEL.iter().any(|word| line.contains(word)));
-        let error = || vmm.lines().find(|line| line.to_ascii_lowercase().contains("error"));
-        let last = || vmm.lines().rfind(|line| !line.trim().is_empty() && !line.contains("WARN"));
+        let has = |line: &str, word| line.to_ascii_lowercase().contains(word);
+        let error = || vmm.lines().find(|line| has(line, "error"));
+        let last = || vmm.lines().rfind(|line| !line.trim().is_empty() && !has(line, "warn"));
         kernel.or_else(error).or_else(last).map_or_else(|| guest.clone(), str::to_owned)
     }
 
@@ -122,7 +123,10 @@ mod tests {
         let panicked = "[ 1.2] Kernel panic - not syncing: no init\n[ 1.3] Call Trace:\n";
         let expected = format!("{untold}: [ 1.2] Kernel panic - not syncing: no init");
         assert_eq!(failure(panicked, messages), Some(expected));
-        assert_eq!(failure("last\n", "1.0: WARN: no SMT\n"), Some(format!("{untold}: last")));
+        assert_eq!(
+            failure("last\n", "1.0: WARN: no SMT\nvmm: warning: many\n"),
+            Some(format!("{untold}: last"))
+        );
         assert_eq!(failure("last\n", "unknown option\n\n"), Some(format!("{untold}: unknown option")));
     }
 

@@ -14,6 +14,7 @@ use nix::unistd::pipe2;
 use thiserror::Error;
 
 use self::watch::Watch;
+use super::console::Console;
 use super::contestant::Launch;
 use super::memory::{self, Reading};
 use super::reap::{self, Ended};
@@ -33,12 +34,18 @@ pub enum Failure {
     Launch(String),
     #[error("cannot watch it: {0}")]
     Watch(#[source] io::Error),
-    #[error("did not end within {:?} and was killed", .0)]
-    Late(Duration),
+    #[error("did not end within {0:?} and was killed{more}", more = said(.1))]
+    Late(Duration, String),
     #[error("killed by signal {0}{more}", more = said(.1))]
     Signalled(i32, String),
     #[error("exit status {0}{more}", more = said(.1))]
     Status(i32, String),
+    #[error("its guest ended without telling the command's status{more}", more = said(.0))]
+    Untold(String),
+    #[error("the command cannot be executed in its guest: {0}")]
+    NotExecuted(#[source] io::Error),
+    #[error("tandem-init cannot work in its guest: {0}")]
+    Init(#[source] io::Error),
     #[error("printed nothing")]
     Silent,
     #[error("was not stopped to be measured")]
@@ -52,13 +59,17 @@ pub enum Failure {
 impl Failure {
     /// Why a run has failed that ended by itself, if it has; `messages` is what it wrote to its standard error last.
     pub fn of(ended: Ended, messages: &[u8]) -> Option<Self> {
-        let said = || String::from_utf8_lossy(messages).into_owned();
         match ended {
-            Ended { signal: Some(signal), .. } => Some(Self::Signalled(signal, said())),
-            Ended { status, .. } if status != 0 => Some(Self::Status(status, said())),
+            Ended { signal: Some(signal), .. } => Some(Self::Signalled(signal, text(messages))),
+            Ended { status, .. } if status != 0 => Some(Self::Status(status, text(messages))),
             Ended { .. } => None,
         }
     }
+}
+
+/// Messages as text.
+pub(super) fn text(messages: &[u8]) -> String {
+    String::from_utf8_lossy(messages).into_owned()
 }
 
 fn said(text: &str) -> String {
@@ -108,6 +119,7 @@ pub struct Terms {
 pub struct Attempt {
     pub failure: Option<Failure>,
     pub spawned_at: u64,
+    /// The workload's exit status where that is known, else the process's.
     pub status: Option<i32>,
     pub milestones: BTreeMap<String, u64>,
     pub cpu_user: u64,
@@ -138,7 +150,8 @@ pub fn attempt(launch: &Launch, terms: &Terms, signals: Option<&mut Signals>) ->
         Err(failure) => return Attempt { failure: Some(failure), ..attempt },
     };
     attempt.spawned_at = spawned.at;
-    let mut watch = Watch::new(spawned, ends, terms, signals);
+    let console = launch.console.then(Console::default);
+    let mut watch = Watch::new(spawned, ends, terms, console, signals);
     let watched = watch.run();
     attempt.killed = watched.is_err();
     if watched.is_err() {

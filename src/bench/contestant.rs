@@ -38,6 +38,9 @@ pub struct Launch {
     pub reports: bool,
     /// It honours [`HOLD_FD`].
     pub holds: bool,
+    /// Its standard output is a guest's console, on which `tandem-init` tells at last what became of the workload
+    /// (`milestone/probe.rs`): the process's own status says nothing of that.
+    pub console: bool,
     /// It is the workload itself, which the runner can hold at its exit by ptrace.
     pub traceable: bool,
 }

@@ -10,7 +10,8 @@ use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{Pid, pipe2};
 
-use super::attempt::Failure;
+use super::attempt::{Failure, text};
+use super::console::Console;
 use super::contestant::Launch;
 use super::memory;
 use super::reap::{self, Ended};
@@ -42,6 +43,7 @@ pub struct Member {
     stderr: Option<File>,
     report: Option<File>,
     lines: ReportLines,
+    console: Option<Console>,
     messages: Vec<u8>,
     first_output: Option<u64>,
     held: Option<u64>,
@@ -80,7 +82,18 @@ impl Member {
 
     /// Why it has failed, if it ended by itself and not well.
     pub fn failure(&self) -> Option<Failure> {
-        self.ended.and_then(|(ended, _)| Failure::of(ended, &self.messages))
+        self.ended.and_then(|(ended, _)| match &self.console {
+            Some(console) => console.judge(ended, &self.messages),
+            None => Failure::of(ended, &self.messages),
+        })
+    }
+
+    /// What it wrote last.
+    pub fn said(&self) -> String {
+        match &self.console {
+            Some(console) => console.said(&self.messages),
+            None => text(&self.messages),
+        }
     }
 
     fn kill(&mut self) {
@@ -149,6 +162,7 @@ impl Crowd {
             stderr: Some(stderr.0.into()),
             report: report.map(|(read, _)| read.into()),
             lines: ReportLines::default(),
+            console: launch.console.then(Console::default),
             messages: Vec::new(),
             first_output: None,
             held: None,
@@ -262,6 +276,7 @@ impl Member {
                 let Some(file) = self.stdout.take() else { return Ok(()) };
                 let ended = read_all(&file, &mut buffer, |part| {
                     self.first_output.get_or_insert(at);
+                    self.console.iter_mut().for_each(|console| console.feed(part));
                     on_output(index, self, at, part);
                 });
                 self.stdout = (!ended).then_some(file);

@@ -3,6 +3,7 @@
 pub mod ablate;
 pub mod attempt;
 pub mod calls;
+mod console;
 pub mod contestant;
 pub mod crowd;
 pub mod density;

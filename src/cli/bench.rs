@@ -102,9 +102,12 @@ pub struct BenchArgs {
     /// A run that prints nothing is a failure
     #[arg(long)]
     expect_output: bool,
-    /// Kill a run that takes longer, which is a failure
-    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "30s")]
-    time_limit: Duration,
+    /// Also what takes up to a minute for each run: other VMMs where KVM is software; see --runs
+    #[arg(long)]
+    slow: bool,
+    /// Kill a run that takes longer, which is a failure [default: 30s, with --slow 5m]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    time_limit: Option<Duration>,
     /// The command to measure
     #[arg(last = true, value_name = "COMMAND", required = true)]
     command: Vec<OsString>,
@@ -225,7 +228,8 @@ fn measure(args: &BenchArgs, memory_runs: u32, observer: &mut dyn Observer) -> R
     if args.cold {
         runner::check_cold().map_err(BenchError::Cold)?;
     }
-    let Beginning { mut signals, context, occasion } = common::begin(workload, &programs, &paths)?;
+    let Beginning { mut signals, mut context, occasion } = common::begin(workload, &programs, &paths)?;
+    context.guest.iter_mut().for_each(|guest| guest.slow = args.slow);
     let settings = settings(args, &context.workload, baseline);
     let plan = Plan { settings, runs: args.runs, memory_runs, occasion };
     let contestants = common::contestants(&selected, &context);
@@ -270,7 +274,7 @@ fn settings(args: &BenchArgs, workload: &Workload, baseline: String) -> Settings
         memory: args.memory,
         baseline,
         expect_output: args.expect_output,
-        time_limit: common::nanoseconds(args.time_limit),
+        time_limit: common::nanoseconds(common::time_limit(args.time_limit, args.slow)),
     }
 }
 
@@ -301,7 +305,7 @@ fn state_directory(paths: &Paths) -> Result<PathBuf, PathsError> {
 fn guest_files(paths: &Paths) -> Option<GuestFiles> {
     let images = paths.guest_images(STANDARD).ok()?;
     let init = images.dir.join("tandem-init");
-    Some(GuestFiles { kernel: images.kernel, init, backend: KvmBackend::detect(Path::new("/")) })
+    Some(GuestFiles { kernel: images.kernel, init, backend: KvmBackend::detect(Path::new("/")), slow: false })
 }
 
 /// The file for results if none was named.

@@ -81,3 +81,19 @@ pub const fn decode(word: u32) -> Option<(Code, u16)> {
     };
     Some((code, u16::from_le_bytes([low, high])))
 }
+
+/// What begins a report on the console of a machine without the probe, where the manifest asks for it
+/// (`workload/manifest.rs`, `TELL`). The word follows in [`CONSOLE_DIGITS`] hexadecimal digits, then a line feed.
+pub const CONSOLE_MARK: &[u8] = b"\0tandem=";
+/// Digits of the word of a report on the console.
+pub const CONSOLE_DIGITS: usize = 8;
+
+/// The last report in what came by a console: where it begins, code and value.
+pub fn find_on_console(output: &[u8]) -> Option<(usize, Code, u16)> {
+    let len = CONSOLE_MARK.len() + CONSOLE_DIGITS;
+    output.windows(len).enumerate().rev().find_map(|(at, window)| {
+        let digits = core::str::from_utf8(window.strip_prefix(CONSOLE_MARK)?).ok()?;
+        let (code, value) = decode(u32::from_str_radix(digits, 16).ok()?)?;
+        Some((at, code, value))
+    })
+}

@@ -34,6 +34,10 @@ pub const TERM: &str = "term";
 /// what the kernel knows of power-off.
 pub const END: &str = "end";
 
+/// `1`: where there is no probe to tell, what became of the command is told on the console, after all that it wrote
+/// (`milestone/probe.rs`).
+pub const TELL: &str = "tell";
+
 /// `1`: when the command is about to exit, it is held with its memory still mapped until Tandem lets it go.
 pub const HOLD: &str = "hold";
 

@@ -20,6 +20,7 @@ use tandem::bench::foreign::{self, CONTAINERS, GuestFiles, Task, site::Site};
 use tandem::bench::model::Kind;
 use tandem::host::kvm_backend::KvmBackend;
 use tandem::host::runtimes::{self, Program};
+use tandem::milestone::probe::{Code, find_on_console};
 
 /// docker and podman take their time on a busy host.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -268,8 +269,9 @@ fn qemu_runs_the_command_in_the_same_guest() {
         init: dir.join("tandem-init"),
         // It is told so that it does not stay away on a host with software KVM; none is used.
         backend: KvmBackend::Unknown,
+        slow: false,
     };
-    let task = task(root.path(), &["/bin/sh", "-c", "echo $A $$; echo done"]);
+    let task = task(root.path(), &["/bin/sh", "-c", "echo $A $$; echo done; exit 3"]);
     let mut contestant = foreign::vm("qemu", program, &task, &site, &guest).expect("a contestant");
     contestant.prepare().expect("a guest");
     let mut launch = contestant.launch(Run { id: "qemu", hold: false }).expect("a launch");
@@ -287,24 +289,36 @@ fn qemu_runs_the_command_in_the_same_guest() {
     let run = run(&mut command(launch), b"", LIMIT);
     assert_eq!(run.code, Some(0), "{}", run.stderr);
     assert!(run.text().contains("b c ") && run.text().contains("done"), "{:?}", run.text());
+    let told = find_on_console(run.text().as_bytes()).map(|(_, code, status)| (code, status));
+    assert_eq!(told, Some((Code::WorkloadExited, 3)), "{:?}", run.text());
     contestant.finish();
     site.remove();
     nothing_left(&site);
 }
 
 #[test]
-fn other_vmms_stay_away_from_software_kvm_and_get_their_own_command_lines() {
+fn other_vmms_take_part_on_software_kvm_when_asked_and_get_their_own_command_lines() {
     let site = Site { dir: PathBuf::from("/nonexistent"), label: String::new() };
     let task = Task { cpus: Some(1.5), memory: Some((64 << 20) + 1), ..task(Path::new("/"), &["/bin/true"]) };
-    let guest = GuestFiles { kernel: "/k".into(), init: "/i".into(), backend: KvmBackend::Software };
+    let guest =
+        GuestFiles { kernel: "/k".into(), init: "/i".into(), backend: KvmBackend::Software, slow: false };
     for (name, file, words) in [
         (
             "qemu",
             "qemu-system-x86_64",
-            &["microvm,accel=kvm", "-m 65M", "-smp 2", "reboot=t", "-no-reboot"][..],
+            &["microvm,accel=kvm", "-m 65M", "-smp 2", "-no-reboot", "-device i8042", "loglevel=1 reboot=k"]
+                [..],
         ),
-        ("firecracker", "firecracker", &["--no-api --config-file /nonexistent/firecracker/config.json"]),
-        ("cloud-hypervisor", "cloud-hypervisor", &["boot=2", "size=65M", "--serial tty"]),
+        (
+            "firecracker",
+            "firecracker",
+            &["--no-api --config-file /nonexistent/firecracker/config.json", "--log-path /dev/stderr"],
+        ),
+        (
+            "cloud-hypervisor",
+            "cloud-hypervisor",
+            &["boot=2", "size=65M", "--serial tty", "noxsave", "loglevel=1 panic=0"],
+        ),
     ] {
         let program = Program { name: file, path: PathBuf::from("/vmm"), version: Ok("1".into()) };
         let mut contestant = foreign::vm(name, &program, &task, &site, &guest).expect("a contestant");
@@ -314,7 +328,15 @@ fn other_vmms_stay_away_from_software_kvm_and_get_their_own_command_lines() {
             assert!(info.command_line.contains(word), "{word} in {}", info.command_line);
         }
         let Err(Skip(reason)) = contestant.prepare() else { panic!("{name} takes part") };
-        assert!(reason.contains("software"), "{reason}");
+        assert!(reason.contains("software") && reason.contains("--slow"), "{reason}");
+        let slow = GuestFiles { slow: true, ..guest.clone() };
+        let mut contestant = foreign::vm(name, &program, &task, &site, &slow).expect("a contestant");
+        let Err(Skip(reason)) = contestant.prepare() else { panic!("{name} has no guest") };
+        assert!(!reason.contains("software"), "{reason}");
+        // Where KVM is none of software, none of the words for it.
+        let hardware = GuestFiles { backend: KvmBackend::Svm, ..guest.clone() };
+        let info = foreign::vm(name, &program, &task, &site, &hardware).expect("a contestant").info();
+        assert!(!info.command_line.contains("noxsave") && !info.command_line.contains("i8042"), "{info:?}");
     }
 }
 

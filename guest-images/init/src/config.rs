@@ -64,6 +64,8 @@ pub struct Config {
     pub term: OsString,
     /// How the machine ends where there is no probe.
     pub end: ForeignEnd,
+    /// Tell on the console what became of the command, where there is no probe.
+    pub tell: bool,
     /// The root file system.
     pub root: Root,
     /// Hold the command when it is about to exit.
@@ -82,6 +84,7 @@ impl Default for Config {
             window: None,
             term: OsString::from("vt100"),
             end: ForeignEnd::default(),
+            tell: false,
             root: Root::default(),
             hold: false,
         }
@@ -104,6 +107,7 @@ impl Config {
                 manifest::WINDOW => config.window = window(value),
                 manifest::TERM => config.term = text.into(),
                 manifest::END => config.end = foreign_end(value).unwrap_or_default(),
+                manifest::TELL => config.tell = value == b"1",
                 manifest::ROOT => config.root.device = text.into(),
                 manifest::HOLD => config.hold = value == b"1",
                 manifest::ROOT_TYPE => config.root.file_system = text.into(),
@@ -168,7 +172,7 @@ mod tests {
     fn every_key_is_understood() {
         let config = Config::parse(
             b"arg=sh\0arg=-c\0arg=a=b\0env=A=1=2\0env=PATH=/x\0cwd=/tmp\0channel=/dev/ttyS1\0tty=0\0\
-              hostname=h\0window=24x80\0term=xterm\0later=1\0hold=1\0root=/dev/vda\0roottype=ext4\0rootoverlay=1\0",
+              hostname=h\0window=24x80\0term=xterm\0later=1\0hold=1\0tell=1\0root=/dev/vda\0roottype=ext4\0rootoverlay=1\0",
         );
         assert_eq!(config.args, ["sh", "-c", "a=b"]);
         assert_eq!(config.env[0], ("A".into(), "1=2".into()));
@@ -182,7 +186,7 @@ mod tests {
         assert_eq!(config.hostname, "h");
         assert_eq!(config.window, Some(Window { rows: 24, columns: 80 }));
         assert_eq!(config.term, "xterm");
-        assert!(config.hold);
+        assert!(config.hold && config.tell);
         let root = Root { device: "/dev/vda".into(), file_system: "ext4".into(), overlay: true };
         assert_eq!(config.root, root);
     }

@@ -32,7 +32,7 @@ use std::io;
 use std::os::fd::IntoRawFd;
 
 use command::Outcome;
-use config::Config;
+use config::{Config, ForeignEnd};
 use probe::Code;
 use reporter::Reporter;
 use signals::Signals;
@@ -47,19 +47,21 @@ extern "C" fn main(argc: libc::c_int, argv: *const *const libc::c_char) -> libc:
     }
     let reporter = Reporter::find();
     reporter.report(Code::InitStarted, 0);
+    // From the initramfs: afterwards that may be gone.
+    let config = Config::parse(&fs::read(manifest::PATH).unwrap_or_default());
+    let reporter = if config.tell { reporter.or_console() } else { reporter };
     // There is no bug to be found here by a kernel panic, which a dying PID 1 would cause.
-    std::panic::set_hook(Box::new(move |_| fail(reporter, libc::EFAULT as u16)));
-    match run(reporter) {
+    let end = config.end;
+    std::panic::set_hook(Box::new(move |_| fail(reporter, end, libc::EFAULT as u16)));
+    match run(reporter, &config) {
         Ok(never) => match never {},
-        Err(error) => fail(reporter, system::errno(&error)),
+        Err(error) => fail(reporter, end, system::errno(&error)),
     }
 }
 
 /// Does everything and ends the machine.
-fn run(reporter: Reporter) -> io::Result<std::convert::Infallible> {
+fn run(reporter: Reporter, config: &Config) -> io::Result<std::convert::Infallible> {
     let signals = Signals::open(false)?;
-    // From the initramfs: afterwards that may be gone.
-    let config = Config::parse(&fs::read(manifest::PATH).unwrap_or_default());
     if config.hold {
         hold::enable(reporter);
     }
@@ -73,8 +75,8 @@ fn run(reporter: Reporter) -> io::Result<std::convert::Infallible> {
     system::bring_loopback_up();
 
     let outcome = match config.args.is_empty() {
-        true => shell::run(&config, reporter, &signals)?,
-        false => command::run(&config, reporter, &signals)?,
+        true => shell::run(config, reporter, &signals)?,
+        false => command::run(config, reporter, &signals)?,
     };
     let end = match outcome {
         Outcome::Exited(status) => {
@@ -107,9 +109,9 @@ fn open_standard_streams() {
 }
 
 /// Reports that init cannot go on and ends the machine.
-fn fail(reporter: Reporter, errno: u16) -> ! {
+fn fail(reporter: Reporter, foreign: ForeignEnd, errno: u16) -> ! {
     reporter.report(Code::InitFailed, errno);
     // SAFETY: plain system call.
     unsafe { libc::sync() };
-    system::halt(reporter, End::PowerOff, config::ForeignEnd::default())
+    system::halt(reporter, End::PowerOff, foreign)
 }

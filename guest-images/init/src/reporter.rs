@@ -1,10 +1,13 @@
 //! Reports of milestones to whoever started this machine.
 
 use std::arch::asm;
-use std::os::fd::RawFd;
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{FromRawFd, RawFd};
 
 use crate::manifest;
 use crate::probe::{self, Code};
+use crate::terminal;
 
 /// Where reports go. Under another VMM there is no one to report to.
 #[derive(Clone, Copy, Debug)]
@@ -13,6 +16,8 @@ pub enum Reporter {
     Probe,
     /// A pipe to whoever started this container. It is closed where foreign code is executed.
     Descriptor(RawFd),
+    /// The console of another VMM, which takes what becomes of the command alone.
+    Console,
     /// Nowhere.
     Silent,
 }
@@ -30,6 +35,14 @@ impl Reporter {
         }
     }
 
+    /// Reports on the console, if there is no one else to report to.
+    pub fn or_console(self) -> Self {
+        match self {
+            Self::Silent => Self::Console,
+            other => other,
+        }
+    }
+
     /// Reports one milestone.
     pub fn report(self, code: Code, value: u16) {
         match self {
@@ -39,6 +52,11 @@ impl Reporter {
                 let record = probe::record(probe::encode(code, value), now());
                 // SAFETY: pointer and length are those of a live array. Nobody is left to be told of a failure.
                 unsafe { libc::write(fd, record.as_ptr().cast(), record.len()) };
+            }
+            Self::Console => {
+                if matches!(code, Code::WorkloadExited | Code::ExecFailed | Code::InitFailed) {
+                    write_on_console(probe::encode(code, value));
+                }
             }
             Self::Silent => {}
         }
@@ -59,7 +77,7 @@ impl Reporter {
     /// fork and would survive exec.
     pub fn drop_permission(self) -> std::io::Result<()> {
         match self {
-            Self::Silent | Self::Descriptor(_) => Ok(()),
+            Self::Silent | Self::Console | Self::Descriptor(_) => Ok(()),
             // SAFETY: ioperm only changes which ports this process may use.
             Self::Probe => match unsafe { libc::ioperm(probe::PORT.into(), probe::PORT_LEN.into(), 0) } {
                 0 => Ok(()),
@@ -67,6 +85,20 @@ impl Reporter {
             },
         }
     }
+}
+
+/// Writes one word to init's own standard output, and waits until it has left the machine, which is about to end.
+fn write_on_console(word: u32) {
+    let mut line = probe::CONSOLE_MARK.to_vec();
+    // Writing to memory cannot fail.
+    let _ = writeln!(line, "{word:0digits$x}", digits = probe::CONSOLE_DIGITS);
+    let console = std::mem::ManuallyDrop::new(
+        // SAFETY: descriptors 0 to 2 are open for good, and this one is not closed.
+        unsafe { File::from_raw_fd(libc::STDOUT_FILENO) },
+    );
+    // Nobody is left to be told of a failure.
+    let _ = (&*console).write_all(&line);
+    terminal::drain(&console);
 }
 
 /// Writes a byte to a port of the machine, where the kernel permits it.

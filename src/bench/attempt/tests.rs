@@ -157,3 +157,23 @@ fn a_run_has_the_root_that_it_is_given() {
         assert!(run.failure.is_some() || run.output == b"busybox\n");
     }
 }
+
+#[test]
+fn a_guests_report_on_its_console_is_its_status_and_no_output() {
+    let run = |script: &str| attempt(&Launch { console: true, ..shell(script) }, &terms(), None);
+    // WorkloadExited with status 0, then 7.
+    let silent = run(r"printf '\0tandem=01030000\r\nbye\n'");
+    assert!(silent.failure.is_none(), "{:?}", silent.failure);
+    assert!(silent.output.is_empty() && silent.output_bytes == 0 && silent.status == Some(0));
+    assert!(!silent.milestones.contains_key("first_output"));
+    let spoke = run(r"printf 'hello\0tandem=01030007\n'");
+    assert_eq!(spoke.failure.as_ref().map(ToString::to_string).as_deref(), Some("exit status 7"));
+    assert_eq!((spoke.output.as_slice(), spoke.status), (b"hello".as_slice(), Some(7)));
+    assert!(spoke.milestones.contains_key("first_output"));
+    let untold = run("echo hello");
+    assert!(matches!(untold.failure, Some(Failure::Untold(_))), "{:?}", untold.failure);
+    let late = Terms { time_limit: Duration::from_millis(500), ..terms() };
+    let hung = Launch { console: true, ..shell("echo '[ 1.0] Kernel panic - no init'; exec sleep 100") };
+    let failure = attempt(&hung, &late, None).failure.unwrap().to_string();
+    assert_eq!(failure, "did not end within 500ms and was killed: [ 1.0] Kernel panic - no init");
+}

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::Pid;
 
-use super::{Attempt, Ends, Failure, Measure, Terms, Where};
+use super::{Attempt, Ends, Failure, Measure, Terms, Where, text};
+use crate::bench::console::Console;
 use crate::bench::memory::{self, Reading};
 use crate::bench::reap::{self, Ended};
 use crate::bench::report_lines::ReportLines;
@@ -35,6 +36,7 @@ pub(super) struct Watch<'a> {
     first_output: Option<u64>,
     output: Vec<u8>,
     output_bytes: u64,
+    console: Option<Console>,
     messages: Vec<u8>,
     memory: Option<Reading>,
     memory_failure: Option<io::Error>,
@@ -49,6 +51,7 @@ impl<'a> Watch<'a> {
         spawned: Spawned,
         ends: Ends,
         terms: &'a Terms,
+        console: Option<Console>,
         signals: Option<&'a mut Signals>,
     ) -> Self {
         Self {
@@ -61,6 +64,7 @@ impl<'a> Watch<'a> {
             first_output: None,
             output: Vec::new(),
             output_bytes: 0,
+            console,
             messages: Vec::new(),
             memory: None,
             memory_failure: None,
@@ -93,7 +97,7 @@ impl<'a> Watch<'a> {
                 return Ok(());
             }
             if Instant::now() >= self.deadline {
-                return Err(Failure::Late(self.terms.time_limit));
+                return Err(Failure::Late(self.terms.time_limit, self.said()));
             }
         }
     }
@@ -143,10 +147,12 @@ impl<'a> Watch<'a> {
         let mut buffer = [0; 16 << 10];
         if output {
             let (kept, bytes) = (&mut self.output, &mut self.output_bytes);
+            let console = &mut self.console;
             self.closed[0] = read_all(&self.ends.stdout, &mut buffer, |part| {
                 *bytes = bytes.saturating_add(part.len() as u64);
                 let room = OUTPUT_KEPT.saturating_sub(kept.len());
                 kept.extend(part.iter().take(room));
+                console.iter_mut().for_each(|console| console.feed(part));
             });
         }
         if messages {
@@ -248,6 +254,7 @@ impl<'a> Watch<'a> {
 
     /// Fills in what is known.
     pub(super) fn tell(&mut self, attempt: &mut Attempt) {
+        self.take_report_off();
         let since = |at: u64| at.saturating_sub(self.spawned.at);
         attempt.milestones = self.lines.milestones(self.spawned.at);
         // The moment at which it came out, the same for all.
@@ -259,16 +266,37 @@ impl<'a> Watch<'a> {
         attempt.output_bytes = self.output_bytes;
         attempt.memory = self.memory;
         if let Some(ended) = self.ended {
-            attempt.status = Some(ended.status);
+            let told = self.console.as_ref().and_then(Console::status);
+            attempt.status = Some(told.unwrap_or(ended.status));
             attempt.cpu_user = ended.user;
             attempt.cpu_system = ended.system;
         }
     }
 
+    /// What it wrote last.
+    fn said(&self) -> String {
+        match &self.console {
+            Some(console) => console.said(&self.messages),
+            None => text(&self.messages),
+        }
+    }
+
+    /// What a guest told on its console is no output of the workload.
+    fn take_report_off(&mut self) {
+        let Some(console) = &self.console else { return };
+        self.output_bytes = self.output_bytes.saturating_sub(console.foreign_bytes());
+        self.output.truncate(usize::try_from(self.output_bytes).unwrap_or(usize::MAX));
+        self.first_output = self.first_output.filter(|_| self.output_bytes > 0);
+    }
+
     /// Whether a run that has ended by itself has failed.
     pub(super) fn judge(&mut self, attempt: &Attempt) -> Option<Failure> {
-        if let Some(failure) = self.ended.and_then(|ended| Failure::of(ended, &self.messages)) {
-            return Some(failure);
+        let failure = self.ended.and_then(|ended| match &self.console {
+            Some(console) => console.judge(ended, &self.messages),
+            None => Failure::of(ended, &self.messages),
+        });
+        if failure.is_some() {
+            return failure;
         }
         if self.terms.expect_output && attempt.output_bytes == 0 {
             return Some(Failure::Silent);

@@ -1,6 +1,7 @@
 //! Other VMMs: the same kernel and root file system, with `tandem-init`, on QEMU's microvm, Firecracker and Cloud Hypervisor.
 //!
-//! The command's output comes by the serial console, its status not at all: they know nothing of Tandem's channels.
+//! The command's output comes by the serial console, and after it, in a line of `tandem-init`'s, what became of the command:
+//! they know nothing of Tandem's channels, and how they end says nothing of it.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -14,14 +15,16 @@ use crate::bench::contestant::{Contestant, Launch, Run, Skip};
 use crate::bench::model::{ContestantInfo, Kind};
 use crate::host::errors::chain;
 use crate::host::kvm_backend::KvmBackend;
+use crate::machine::command_line::{self, Needs};
 use crate::workload::cpio::{Options, Overlay};
 use crate::workload::initramfs::{Command, Initramfs};
 use crate::workload::manifest::{DIRECTORY, INIT_PATH, PATH};
 
 /// Bytes of a guest's memory where the user says nothing, as for `tandem run`.
 const MEMORY: u64 = 128 << 20;
-/// For every kernel: the log on the serial port, no bus to probe, no waiting after a panic.
-const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 pci=off";
+/// The console is the workload's: of the kernel's messages only those of a panic, and the last one, which
+/// `tandem-init` precedes.
+const CONSOLE: &str = "loglevel=1";
 
 /// What a guest is made of.
 #[derive(Clone, Debug)]
@@ -32,6 +35,8 @@ pub struct GuestFiles {
     pub init: PathBuf,
     /// Which KVM the VMM will find.
     pub backend: KvmBackend,
+    /// It may take a minute to boot, as on software KVM.
+    pub slow: bool,
 }
 
 /// Which VMM.
@@ -53,14 +58,14 @@ impl Vmm {
         })
     }
 
-    /// How a guest without ACPI makes it end (`tandem-init`'s manifest), and the kernel's word for a reset: QEMU
-    /// understands a triple fault, Firecracker the keyboard controller. Cloud Hypervisor would start over after either; it
-    /// ends when S5 is written to its own shutdown register.
+    /// How a guest without ACPI makes it end (`tandem-init`'s manifest), and the kernel's words for that: QEMU
+    /// understands a triple fault, Firecracker the keyboard controller. Cloud Hypervisor would start over after either,
+    /// so that its guest stands still after a panic; it ends when S5 is written to its own shutdown register.
     fn end(self) -> (&'static str, &'static str) {
         match self {
             Self::Qemu => ("reset", "reboot=t"),
             Self::Firecracker => ("reset", "reboot=k"),
-            Self::CloudHypervisor => ("port 0x600 0x34", "reboot=k"),
+            Self::CloudHypervisor => ("port 0x600 0x34", "panic=0"),
         }
     }
 }
@@ -87,8 +92,20 @@ impl ForeignVm {
     }
 
     fn command_line(&self) -> String {
-        let (_, reboot) = self.vmm.end();
-        format!("{COMMAND_LINE} {reboot} rdinit={INIT_PATH}")
+        let software_kvm = self.is_on_software_kvm();
+        let end = match self.vmm {
+            // By the keyboard controller that it has there.
+            Vmm::Qemu if software_kvm => "reboot=k",
+            other => other.end().1,
+        };
+        command_line::compose(
+            Needs { software_kvm, tandem_init: true, ..Needs::default() },
+            &format!("{CONSOLE} {end}"),
+        )
+    }
+
+    fn is_on_software_kvm(&self) -> bool {
+        self.guest.backend == KvmBackend::Software
     }
 
     /// Whole MiB, rounded up.
@@ -109,9 +126,18 @@ impl ForeignVm {
             Vmm::Qemu => {
                 // No timer that KVM would have to make, and no tables: the guest finds its processors in the MP table.
                 let machine = "microvm,accel=kvm,acpi=off,pit=off,rtc=off,auto-kernel-cmdline=off";
-                args.extend(
-                    ["-M", machine, "-cpu", "host", "-no-user-config", "-nodefaults"].map(Into::into),
-                );
+                args.extend(["-M", machine, "-no-user-config", "-nodefaults"].map(Into::into));
+                // Software KVM refuses the register that arch-capabilities are in, and does not emulate the instruction by
+                // which Linux makes a triple fault.
+                args.extend(match self.is_on_software_kvm() {
+                    true => vec![
+                        "-cpu".into(),
+                        "host,-arch-capabilities".into(),
+                        "-device".into(),
+                        "i8042".into(),
+                    ],
+                    false => vec!["-cpu".into(), "host".into()],
+                });
                 args.extend(["-display", "none", "-serial", "stdio", "-no-reboot"].map(Into::into));
                 args.extend([
                     "-m".into(),
@@ -124,6 +150,8 @@ impl ForeignVm {
             }
             Vmm::Firecracker => {
                 args.extend(["--no-api".into(), "--config-file".into(), self.config().into()]);
+                // It writes its log to the console's place, the standard output, unless it is told a file.
+                args.extend(["--level", "Error", "--log-path", "/dev/stderr"].map(Into::into));
             }
             Vmm::CloudHypervisor => {
                 args.extend(["--kernel".into(), kernel.into(), "--initramfs".into(), initramfs.into()]);
@@ -145,6 +173,7 @@ impl ForeignVm {
             env: self.common.task.env.clone(),
             hostname: Some("tandem".into()),
             end: Some(end.into()),
+            tell: true,
             ..Command::default()
         };
         let mut overlay = Overlay::default();
@@ -179,15 +208,15 @@ impl ForeignVm {
 
 impl Contestant for ForeignVm {
     fn info(&self) -> ContestantInfo {
-        let notes = ["output by the serial console", "the command's status is not known"];
+        let notes = ["output and status by the serial console"];
         ContestantInfo { kind: Kind::Vm, ..self.common.info(&self.args(), &notes) }
     }
 
     fn prepare(&mut self) -> Result<(), Skip> {
         self.common.version.as_ref().map_err(|why| Skip(why.clone()))?;
-        if self.guest.backend == KvmBackend::Software {
+        if self.is_on_software_kvm() && !self.guest.slow {
             return Err(Skip(
-                "this host's KVM is software, on which it boots no Linux (docs/hosts.md)".into(),
+                "KVM is software here, and its guest takes up to a minute: use `tandem bench --slow`".into(),
             ));
         }
         if !Path::new("/dev/kvm").exists() {
@@ -204,7 +233,7 @@ impl Contestant for ForeignVm {
         let mut args = vec![self.common.program.clone().into_os_string()];
         args.extend(self.args());
         let env = self.common.site.environment();
-        Ok(Launch { program: self.common.program.clone(), args, env, ..Launch::default() })
+        Ok(Launch { program: self.common.program.clone(), args, env, console: true, ..Launch::default() })
     }
 
     /// A VM ends with its process.

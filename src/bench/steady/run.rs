@@ -130,7 +130,10 @@ fn one(
         let mut take = |_: usize, member: &Member, at: u64, part: &[u8]| listener.feed(member, at, part);
         failure = match crowd.watch(left, signals.as_deref_mut(), &mut take) {
             Ok(true) => Some(Failure::Interrupted),
-            Ok(false) if left.is_zero() => Some(Failure::Late(time_limit)),
+            Ok(false) if left.is_zero() => {
+                let said = crowd.members().first().map(Member::said).unwrap_or_default();
+                Some(Failure::Late(time_limit, said))
+            }
             Ok(false) => None,
             Err(error) => Some(Failure::Watch(error)),
         };
@@ -194,6 +197,10 @@ impl<'a> Listener<'a> {
     }
 
     fn feed(&mut self, member: &Member, at: u64, part: &[u8]) {
+        // What a guest's console brings after the program's last line is not the program's.
+        if self.done {
+            return;
+        }
         let root = member.pid().as_raw();
         let roots = || match self.subreaper {
             true => memory::children(std::process::id() as i32),
@@ -203,7 +210,12 @@ impl<'a> Listener<'a> {
         let processor_time = processor_time::of(memory::tree(&roots()));
         for byte in part {
             match byte {
-                b'\n' => self.line(at, processor_time),
+                b'\n' => {
+                    self.line(at, processor_time);
+                    if self.done {
+                        return;
+                    }
+                }
                 _ if self.partial.len() < LINE_LIMIT => self.partial.push(*byte),
                 _ => self.broken = Some("the program wrote too long a line".into()),
             }

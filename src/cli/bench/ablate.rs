@@ -127,8 +127,7 @@ fn variants(args: &AblateArgs, context: &Context<'_>, paths: &Paths) -> (Vec<Var
 }
 
 fn settings(args: &AblateArgs, context: &Context<'_>, ablation: &Ablation) -> Settings {
-    let usual = if args.slow { Duration::from_secs(300) } else { Duration::from_secs(30) };
-    let time_limit = args.time_limit.unwrap_or(usual);
+    let time_limit = common::time_limit(args.time_limit, args.slow);
     Settings {
         command: common::words(&args.command),
         root: context.workload.root.display().to_string(),

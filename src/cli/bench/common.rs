@@ -60,6 +60,11 @@ pub(super) struct Files {
     pub export_markdown: Option<PathBuf>,
 }
 
+/// How long a run may take: what the user says, or enough for what takes part.
+pub(super) fn time_limit(given: Option<Duration>, slow: bool) -> Duration {
+    given.unwrap_or(if slow { Duration::from_secs(300) } else { Duration::from_secs(30) })
+}
+
 /// What makes the contents of a file.
 pub(super) type Render<'a> = &'a dyn Fn() -> Result<String, ReportError>;
 

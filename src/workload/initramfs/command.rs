@@ -61,6 +61,8 @@ pub struct Command {
     pub term: Option<OsString>,
     /// How the machine ends under another VMM ([`manifest::END`]).
     pub end: Option<OsString>,
+    /// What became of the command is told on the console under another VMM ([`manifest::TELL`]).
+    pub tell: bool,
     /// The root file system, if it is not the initramfs.
     pub root: Option<Root>,
     /// Hold the command when it is about to exit.
@@ -117,6 +119,9 @@ impl Command {
         }
         if self.hold {
             records.add(manifest::HOLD, "hold", &[OsStr::new("1")])?;
+        }
+        if self.tell {
+            records.add(manifest::TELL, "tell", &[OsStr::new("1")])?;
         }
         if let Some((rows, columns)) = self.window {
             records.add(manifest::WINDOW, "window", &[OsStr::new(&format!("{rows}x{columns}"))])?;

@@ -115,11 +115,12 @@ fn manifest_holds_the_command() {
         term: Some("xterm".into()),
         root: Some(Root { device: "/dev/vda", file_system: "ext4", read_only: true }),
         end: Some("reset".into()),
+        tell: true,
         hold: true,
     };
     let bytes = command.manifest().unwrap();
     let records: Vec<_> = manifest::records(&bytes).collect();
-    let expected: [(&str, &[u8]); 18] = [
+    let expected: [(&str, &[u8]); 19] = [
         ("arg", b"sh"),
         ("arg", b"-c"),
         ("arg", b"echo a=b; exit 7"),
@@ -137,6 +138,7 @@ fn manifest_holds_the_command() {
         ("roottype", b"ext4"),
         ("rootoverlay", b"1"),
         ("hold", b"1"),
+        ("tell", b"1"),
         ("window", b"24x80"),
     ];
     assert_eq!(records, expected.map(|(key, value)| (key.as_bytes(), value)));

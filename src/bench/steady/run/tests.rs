@@ -152,3 +152,11 @@ fn one_that_hangs_is_killed() {
     let results = run(vec![mock("a", "sleep 60")], &plan, None, &mut Silent);
     assert_eq!(results.samples[0].failure.as_deref(), Some("did not end within 200ms and was killed"));
 }
+
+#[test]
+fn what_a_guests_console_brings_after_the_last_line_is_not_the_programs() {
+    let last = r"printf '\0tandem=01030000\nreboot: Restarting system\n'";
+    let script = format!("{HELLO} {} {DONE}; {last}", load("0.21", 200_000_000));
+    assert_eq!(failure(&script), "");
+    assert!(failure(&format!("{HELLO} {last}; {DONE}")).contains("not understood"));
+}

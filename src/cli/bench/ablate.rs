@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 
 use super::BenchError;
-use super::common::{self, Beginning, Files, Progress};
+use super::common::{self, Beginning, Files, Progress, Render};
 use crate::bench::ablate::summary::Summary;
 use crate::bench::ablate::{self, Ablation, Site, Variant};
 use crate::bench::model::Settings;
@@ -20,7 +20,7 @@ use crate::cli::units::parse_duration;
 use crate::host::kvm_backend::KvmBackend;
 use crate::host::paths::{Paths, STANDARD};
 use crate::host::runtimes;
-use crate::report::{ablate as report, csv};
+use crate::report::{ablate as report, csv, html};
 
 /// Arguments of `tandem bench ablate`.
 #[derive(Debug, Args)]
@@ -39,6 +39,9 @@ pub(super) struct AblateArgs {
     warmup: u32,
     #[command(flatten)]
     files: Files,
+    /// Write everything to a file as one page for a browser
+    #[arg(long, value_name = "FILE")]
+    export_html: Option<PathBuf>,
     /// Seed of the order within rounds, and of the resampling [default: random]
     #[arg(long, value_name = "S")]
     seed: Option<u64>,
@@ -89,6 +92,8 @@ pub(super) fn run(args: &AblateArgs) -> Result<u8, BenchError> {
         &|| Ok(csv::render(&results)),
         &|| Ok(report::markdown(&results, &summary)),
     );
+    let page: Render<'_> = &|| Ok(html::ablate::render(&results, &ablation, &summary));
+    let written = common::write([(args.export_html.as_deref(), page)]) && written;
     common::print(|style| report::terminal(&results, &summary, style));
     Ok(common::exit_code(signals.received(), written, summary.is_complete()))
 }

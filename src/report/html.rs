@@ -1,12 +1,15 @@
 //! One file that shows a bench to readers: no script, nothing from elsewhere, and a policy that forbids both.
 
 pub mod ablate;
+pub(super) mod density;
 mod distribution;
 mod facts;
 mod figures;
 mod plot;
 mod scale;
+mod sheets;
 mod stages;
+pub(super) mod steady;
 mod text;
 mod usage;
 

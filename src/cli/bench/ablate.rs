@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 
 use super::BenchError;
-use super::common::{self, Beginning, Files, Progress, Render};
+use super::common::{self, Beginning, Files, Progress, Renders};
 use crate::bench::ablate::summary::Summary;
 use crate::bench::ablate::{self, Ablation, Site, Variant};
 use crate::bench::model::Settings;
@@ -39,9 +39,6 @@ pub(super) struct AblateArgs {
     warmup: u32,
     #[command(flatten)]
     files: Files,
-    /// Write everything to a file as one page for a browser
-    #[arg(long, value_name = "FILE")]
-    export_html: Option<PathBuf>,
     /// Seed of the order within rounds, and of the resampling [default: random]
     #[arg(long, value_name = "S")]
     seed: Option<u64>,
@@ -87,13 +84,12 @@ pub(super) fn run(args: &AblateArgs) -> Result<u8, BenchError> {
     progress.finish();
     context.site.remove();
     let summary = Summary::of(&results, &ablation);
-    let written = args.files.write(
-        &|| report::json(&results, &ablation, &summary),
-        &|| Ok(csv::render(&results)),
-        &|| Ok(report::markdown(&results, &summary)),
-    );
-    let page: Render<'_> = &|| Ok(html::ablate::render(&results, &ablation, &summary));
-    let written = common::write([(args.export_html.as_deref(), page)]) && written;
+    let written = args.files.write(&Renders {
+        json: &|| report::json(&results, &ablation, &summary),
+        csv: &|| Ok(csv::render(&results)),
+        markdown: &|| Ok(report::markdown(&results, &summary)),
+        html: &|| Ok(html::ablate::render(&results, &ablation, &summary)),
+    });
     common::print(|style| report::terminal(&results, &summary, style));
     Ok(common::exit_code(signals.received(), written, summary.is_complete()))
 }

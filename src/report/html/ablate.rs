@@ -7,6 +7,7 @@ mod plots;
 use maud::{Markup, html};
 use serde::Serialize;
 
+use super::sheets::stacked;
 use super::{Page, facts, measured, occasion, plural, subject};
 use crate::bench::ablate::summary::{Row, Summary};
 use crate::bench::ablate::{Ablation, PRIVILEGED, Side};
@@ -171,17 +172,6 @@ fn line(row: &Row) -> Markup {
             td class="n" { (row.succeeded) }
             td class={ "n" @if row.failed > 0 { " bad" } } { (row.failed) }
         }
-    }
-}
-
-/// A figure, and its interval below it.
-fn stacked(text: &str) -> Markup {
-    match text.split_once(" (") {
-        Some((value, interval)) => html! {
-            @if value.starts_with(|first: char| first.is_ascii_alphabetic()) { (value) } @else { b { (value) } }
-            span class="interval" { (interval.trim_end_matches(')')) }
-        },
-        None => html! { (text) },
     }
 }
 

@@ -6,6 +6,10 @@ const LINEAR_SPREAD: f64 = 10.0;
 const STEPS: [f64; 3] = [1.0, 2.0, 5.0];
 /// Share of the values' range that a figure beside the highest takes in a narrow window.
 const FIGURE: f64 = 0.16;
+/// What a ratio of 1 is on the axis of [`Scale::of_ratios`], whose values are not below 1.
+pub(super) const RATIO: f64 = 1e6;
+/// Orders of magnitude that a name takes on that axis, as a share of those of the ratios.
+const NAMES: f64 = 0.45;
 /// About as many labels as a narrow window has room for.
 const LABELS: f64 = 6.0;
 
@@ -65,6 +69,19 @@ impl Scale {
         let (low, high) =
             finite.fold((0.0f64, 0.0f64), |(low, high), value| (low.min(value), high.max(value)));
         (high > low).then_some(Self { log: false, signed: false, low, high: high + (high - low) * FIGURE })
+    }
+
+    /// A logarithmic axis of ratios in units of [`RATIO`] that shows 1 and all these, with room for names beyond the
+    /// highest. `None` without values.
+    pub(super) fn of_ratios(values: impl Iterator<Item = f64>) -> Option<Self> {
+        let mut values = values.filter(|value| value.is_finite() && *value > 0.0).peekable();
+        values.peek()?;
+        let (low, high) =
+            values.fold((1.0f64, 1.0f64), |(low, high), value| (low.min(value), high.max(value)));
+        // A range too small would have no lines.
+        let (low, high) = ((low * RATIO).max(1.0) / 1.1, (high * RATIO).max(RATIO * 1.3) * 1.05);
+        let space = (high / low).powf(NAMES);
+        Some(Self { log: true, signed: false, low, high: high * space })
     }
 
     /// A value has its place beyond an end.
@@ -155,6 +172,10 @@ mod tests {
             "there is room on both sides"
         );
         assert!(scale.is_beyond(-4.0 * MS) && !scale.is_beyond(1.1 * MS));
+        assert_eq!(Scale::of_ratios([0.0].into_iter()), None);
+        let scale = Scale::of_ratios([0.02, 1.1].into_iter()).unwrap();
+        assert!(scale.percent(0.02 * RATIO) > 0.0 && scale.percent(1.1 * RATIO) < 75.0);
+        assert!(scale.ticks(RATIO).iter().any(|line| line.value == RATIO && line.labelled));
         let scale = Scale::from_zero([100.0].into_iter()).unwrap();
         assert_eq!(scale.percent(0.0), 0.0);
         assert!(scale.percent(100.0) > scale.percent(99.0));

@@ -19,6 +19,11 @@ pub fn markdown(results: &Results, summary: &Summary) -> String {
     page(results, summary).markdown()
 }
 
+/// The page for a browser.
+pub fn html(results: &Results, summary: &Summary) -> String {
+    super::html::density::render(&page(results, summary), results, summary)
+}
+
 /// A line for each level, quoted as RFC 4180 says. What is not known is empty. `up_ns` has the time of each one.
 pub fn csv(results: &Results) -> String {
     let header = [

@@ -1,17 +1,21 @@
 //! One file that shows a bench to readers: no script, nothing from elsewhere, and a policy that forbids both.
 
+pub mod ablate;
+pub(super) mod density;
 mod distribution;
 mod facts;
 mod figures;
 mod plot;
 mod scale;
+mod sheets;
 mod stages;
+pub(super) mod steady;
 mod text;
 mod usage;
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-use crate::bench::model::{Kind, Results};
+use crate::bench::model::{Environment, Kind, Results};
 use crate::bench::statistics::{Estimate, Interval, Ratio, Verdict};
 use crate::bench::summary::Summary;
 use crate::report::text::command_line;
@@ -24,53 +28,88 @@ const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'n
 /// Characters of the command in title and headline; all of it is among the settings.
 const COMMAND_LENGTH: usize = 72;
 
+/// What differs from page to page.
+struct Page<'a> {
+    /// E.g. `tandem bench`.
+    name: &'a str,
+    /// What was measured, as it may be shown.
+    subject: &'a str,
+    /// The result in a sentence or two.
+    headline: Markup,
+    /// What was done, in a line.
+    doing: String,
+    main: Markup,
+}
+
+impl Page<'_> {
+    /// The file.
+    fn render(&self) -> String {
+        let page = html! {
+            (DOCTYPE)
+            html lang="en" {
+                head {
+                    meta charset="utf-8";
+                    meta http-equiv="Content-Security-Policy" content=(POLICY);
+                    meta name="viewport" content="width=device-width, initial-scale=1";
+                    meta name="color-scheme" content="light dark";
+                    title { (self.name) ": " (self.subject) }
+                    style { (PreEscaped(STYLE)) }
+                }
+                body {
+                    (plot::definitions())
+                    header {
+                        p class="product" { (self.name) }
+                        h1 { code { (self.subject) } }
+                        p class="headline" { (self.headline) }
+                        p class="quiet" { (self.doing) }
+                    }
+                    main { (self.main) }
+                }
+            }
+        };
+        page.into_string()
+    }
+}
+
+/// A command as title and headline show it.
+fn subject(command: &[String]) -> String {
+    visible(&shortened(&command_line(command), COMMAND_LENGTH))
+}
+
 /// The page. The same results and summary give the same page.
 pub fn render(results: &Results, summary: &Summary) -> String {
     let rows = figures::all(results, summary);
-    let command = visible(&shortened(&command_line(&results.settings.command), COMMAND_LENGTH));
-    let measured = measured(summary);
-    let page = html! {
-        (DOCTYPE)
-        html lang="en" {
-            head {
-                meta charset="utf-8";
-                meta http-equiv="Content-Security-Policy" content=(POLICY);
-                meta name="viewport" content="width=device-width, initial-scale=1";
-                meta name="color-scheme" content="light dark";
-                title { "tandem bench: " (command) }
-                style { (PreEscaped(STYLE)) }
-            }
-            body {
-                (plot::definitions())
-                header {
-                    p class="product" { "tandem bench" }
-                    h1 { code { (command) } }
-                    p class="headline" { (headline(results, &rows, &command)) }
-                    p class="quiet" { (doing(results, summary)) }
-                }
-                main {
-                    (facts::warnings(summary))
-                    (distribution::figure(&rows, measured))
-                    (distribution::table(&rows, &results.settings.baseline, measured))
-                    (stages::section(&rows))
-                    div class="columns" { (usage::memory(&rows)) (usage::processor(&rows)) }
-                    (usage::exits(&rows))
-                    (facts::failures(results))
-                    (facts::all_warnings(summary))
-                    (facts::reading(&results.settings.baseline))
-                    (facts::environment(results))
-                    (facts::command_lines(results))
-                    (facts::data(results))
-                }
-            }
-        }
+    let command = subject(&results.settings.command);
+    let measured = measured(summary.headline);
+    let mut settings = facts::settings(results);
+    settings.push(("baseline".to_owned(), results.settings.baseline.clone()));
+    let main = html! {
+        (facts::warnings(&summary.warnings))
+        (distribution::figure(&rows, measured))
+        (distribution::table(&rows, &results.settings.baseline, measured))
+        (stages::section(&rows))
+        div class="columns" { (usage::memory(&rows)) (usage::processor(&rows)) }
+        (usage::exits(&rows))
+        (facts::failures(results))
+        (facts::all_warnings(&summary.warnings))
+        (facts::reading_of_bench(&results.settings.baseline))
+        (facts::environment(&results.environment, &settings))
+        (facts::command_lines(&results.contestants))
+        (facts::data(results))
     };
-    page.into_string()
+    Page {
+        name: "tandem bench",
+        subject: &command,
+        headline: headline(results, &rows, &command),
+        doing: doing(results, summary),
+        main,
+    }
+    .render()
 }
 
-/// What the headline's figures are.
-fn measured(summary: &Summary) -> &'static str {
-    match summary.headline {
+/// What the headline's figures are, which end at this milestone.
+fn measured(headline: Option<&str>) -> &'static str {
+    match headline {
         Some("first_output") => "Milliseconds from spawned to the first byte of output",
         Some("workload_exited") => {
             "Milliseconds from spawned to the exit of the workload, which prints nothing"
@@ -141,19 +180,26 @@ fn comparison(of: &str, ratio: Option<Ratio>) -> Markup {
 
 /// What was done, in a line.
 fn doing(results: &Results, summary: &Summary) -> String {
-    let plural = |count: usize, name: &str| match count {
-        1 => format!("1 {name}"),
-        _ => format!("{} {name}s", text::count(count as u64)),
-    };
     let skipped = summary.contestants.iter().filter(|row| row.skipped.is_some()).count();
-    let failed = summary.failed();
     let mut parts = vec![
         plural(summary.contestants.len() - skipped, "contestant"),
         plural(results.settings.runs as usize, "round"),
+        plural(summary.failed(), "failed run"),
+        format!("{skipped} skipped"),
     ];
-    parts.push(plural(failed, "failed run"));
-    parts.push(format!("{skipped} skipped"));
-    parts.push(visible(&results.began));
-    parts.extend(results.environment.0.iter().take(1).map(|(_, value)| visible(value)));
+    parts.extend(occasion(&results.began, &results.environment));
     parts.join(" · ")
+}
+
+fn plural(count: usize, name: &str) -> String {
+    match count {
+        1 => format!("1 {name}"),
+        _ => format!("{} {name}s", text::count(count as u64)),
+    }
+}
+
+/// When it was, and on which processor.
+fn occasion(began: &str, environment: &Environment) -> impl Iterator<Item = String> {
+    let processor = environment.0.first().map(|(_, value)| visible(value));
+    std::iter::once(visible(began)).chain(processor)
 }

@@ -19,6 +19,11 @@ pub fn markdown(results: &Results, summary: &Summary) -> String {
     page(results, summary).markdown()
 }
 
+/// The page for a browser.
+pub fn html(results: &Results, summary: &Summary) -> String {
+    super::html::steady::render(&page(results, summary), results, summary)
+}
+
 /// A line for each load of each run, quoted as RFC 4180 says. What is not known is empty.
 pub fn csv(results: &Results) -> String {
     let header = [

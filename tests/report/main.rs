@@ -2,13 +2,14 @@
 
 #![allow(clippy::expect_used)] // a test that cannot go on panics
 
+mod ablate;
 mod fixture;
 
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::LazyLock;
 
-use roxmltree::{Document, ParsingOptions};
+use roxmltree::{Document, Node, ParsingOptions};
 use tandem::bench::model::{Kind, Results};
 use tandem::bench::summary::Summary;
 use tandem::report::html;
@@ -162,11 +163,22 @@ fn parsed<R>(page: &str, look: impl FnOnce(&Document<'_>) -> R) -> R {
     look(&Document::parse_with_options(&text, options).expect("well-formed"))
 }
 
+/// All text in a node.
+fn text_of(node: Node<'_, '_>) -> String {
+    node.descendants().filter_map(|node| node.is_text().then(|| node.text())?).collect()
+}
+
+/// The pages of all benches, with their names.
+fn pages() -> impl Iterator<Item = (&'static str, &'static str)> {
+    let bench = CASES.iter().map(|case| (case.name, case.page.as_str()));
+    bench.chain(ablate::CASES.iter().map(|case| (case.name, case.page.as_str())))
+}
+
 #[test]
 fn pages_are_well_formed_and_load_nothing() {
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("report");
     std::fs::create_dir_all(&directory).expect("a directory");
-    for Case { name, page, .. } in CASES.iter() {
+    for (name, page) in pages() {
         std::fs::write(directory.join(format!("{name}.html")), page).expect("written");
         parsed(page, |document| {
             for element in document.descendants().filter(|node| node.is_element()) {
@@ -198,7 +210,7 @@ fn pages_are_well_formed_and_load_nothing() {
 
 #[test]
 fn every_reference_and_image_is_complete() {
-    for Case { name, page, .. } in CASES.iter() {
+    for (name, page) in pages() {
         parsed(page, |document| {
             let elements = || document.descendants().filter(|node| node.is_element());
             let all: Vec<_> = elements().filter_map(|node| node.attribute("id")).collect();
@@ -230,7 +242,12 @@ fn every_reference_and_image_is_complete() {
 
 #[test]
 fn foreign_text_stays_text() {
-    let page = &case("hostile").page;
+    for (_, page) in pages().filter(|(name, _)| name.ends_with("hostile")) {
+        is_text(page);
+    }
+}
+
+fn is_text(page: &str) {
     parsed(page, |document| {
         let count = |tag| document.descendants().filter(|node| node.has_tag_name(tag)).count();
         assert_eq!((count("script"), count("style"), count("img")), (1, 1, 0));
@@ -267,15 +284,10 @@ fn every_contestant_run_failure_and_warning_is_there() {
     parsed(page, |document| {
         let text = |class: &str| -> Vec<String> {
             let nodes = document.descendants().filter(|node| node.attribute("class") == Some(class));
-            nodes
-                .map(|node| {
-                    node.descendants().filter_map(|node| node.is_text().then(|| node.text())?).collect()
-                })
-                .collect()
+            nodes.map(text_of).collect()
         };
         let names = text("name");
-        let whole: String =
-            document.descendants().filter_map(|node| node.is_text().then(|| node.text())?).collect();
+        let whole = text_of(document.root());
         for info in &bench.contestants {
             let places = names.iter().filter(|name| **name == info.name).count();
             assert!(places >= if info.skipped.is_some() { 2 } else { 5 }, "{}: {places}", info.name);
@@ -307,7 +319,7 @@ fn the_headline_says_no_more_than_the_figures() {
         parsed(&case(name).page, |document| {
             let node =
                 document.descendants().find(|node| node.attribute("class") == Some("headline")).expect("one");
-            node.descendants().filter_map(|node| node.is_text().then(|| node.text())?).collect::<String>()
+            text_of(node)
         })
     };
     let sentence = headline("usual");

@@ -36,8 +36,8 @@ const LAYERS: [(Layer, &str); 8] = [
 
 /// The name of the first container.
 const BAREST: &str = "pid+mnt";
-/// And of the last, which has one layer less than the one before.
-const PRIVILEGED: &str = "-capabilities";
+/// And of the last, which has one layer less than the one before: that is the default container.
+pub const PRIVILEGED: &str = "-capabilities";
 
 /// A process, the barest container, that with one layer more each time, and the default one without a layer.
 pub fn container(workload: &Arc<Workload>) -> Vec<Variant> {

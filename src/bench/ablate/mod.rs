@@ -8,7 +8,7 @@ mod tests;
 
 use serde::{Deserialize, Serialize};
 
-pub use contestants::{Site, Variant, container, vm};
+pub use contestants::{PRIVILEGED, Site, Variant, container, vm};
 
 /// What a step is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

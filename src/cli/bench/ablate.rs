@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 
 use super::BenchError;
-use super::common::{self, Beginning, Files, Progress};
+use super::common::{self, Beginning, Files, Progress, Renders};
 use crate::bench::ablate::summary::Summary;
 use crate::bench::ablate::{self, Ablation, Site, Variant};
 use crate::bench::model::Settings;
@@ -22,7 +22,7 @@ use crate::host::kvm_backend::KvmBackend;
 use crate::host::paths::{Paths, STANDARD};
 use crate::host::runtimes;
 use crate::machine::backing::{Backing, HugePages};
-use crate::report::{ablate as report, csv};
+use crate::report::{ablate as report, csv, html};
 
 /// Arguments of `tandem bench ablate`.
 #[derive(Debug, Args)]
@@ -86,11 +86,12 @@ pub(super) fn run(args: &AblateArgs) -> Result<u8, BenchError> {
     progress.finish();
     context.site.remove();
     let summary = Summary::of(&results, &ablation);
-    let written = args.files.write(
-        &|| report::json(&results, &ablation, &summary),
-        &|| Ok(csv::render(&results)),
-        &|| Ok(report::markdown(&results, &summary)),
-    );
+    let written = args.files.write(&Renders {
+        json: &|| report::json(&results, &ablation, &summary),
+        csv: &|| Ok(csv::render(&results)),
+        markdown: &|| Ok(report::markdown(&results, &summary)),
+        html: &|| Ok(html::ablate::render(&results, &ablation, &summary)),
+    });
     common::print(|style| report::terminal(&results, &summary, style));
     Ok(common::exit_code(signals.received(), written, summary.is_complete()))
 }

@@ -58,6 +58,9 @@ pub(super) struct Files {
     /// Write the tables to a file as Markdown
     #[arg(long, value_name = "FILE")]
     pub export_markdown: Option<PathBuf>,
+    /// Write everything to a file as one page for a browser
+    #[arg(long, value_name = "FILE")]
+    pub export_html: Option<PathBuf>,
 }
 
 /// How long a run may take: what the user says, or enough for what takes part.
@@ -68,13 +71,22 @@ pub(super) fn time_limit(given: Option<Duration>, slow: bool) -> Duration {
 /// What makes the contents of a file.
 pub(super) type Render<'a> = &'a dyn Fn() -> Result<String, ReportError>;
 
+/// What makes the contents of each of [`Files`].
+pub(super) struct Renders<'a> {
+    pub json: Render<'a>,
+    pub csv: Render<'a>,
+    pub markdown: Render<'a>,
+    pub html: Render<'a>,
+}
+
 impl Files {
     /// Writes all files that are named. Says what could not be written, and whether all was.
-    pub(super) fn write(&self, json: Render<'_>, csv: Render<'_>, markdown: Render<'_>) -> bool {
+    pub(super) fn write(&self, renders: &Renders<'_>) -> bool {
         write([
-            (self.export_json.as_deref(), json),
-            (self.export_csv.as_deref(), csv),
-            (self.export_markdown.as_deref(), markdown),
+            (self.export_json.as_deref(), renders.json),
+            (self.export_csv.as_deref(), renders.csv),
+            (self.export_markdown.as_deref(), renders.markdown),
+            (self.export_html.as_deref(), renders.html),
         ])
     }
 }

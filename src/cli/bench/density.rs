@@ -8,7 +8,7 @@ use clap::Args;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::BenchError;
-use super::common::{self, Beginning, Files, Limits, Progress, USUAL};
+use super::common::{self, Beginning, Files, Limits, Progress, Renders, USUAL};
 use crate::bench::density::model::{Results, Settings};
 use crate::bench::density::summary::Summary;
 use crate::bench::density::{self, Plan};
@@ -85,10 +85,12 @@ pub(super) fn run(args: &DensityArgs) -> Result<u8, BenchError> {
     progress.finish();
     context.site.remove();
     let summary = Summary::of(&results);
-    let written =
-        args.files.write(&|| json::render(&results, &summary), &|| Ok(report::csv(&results)), &|| {
-            Ok(report::markdown(&results, &summary))
-        });
+    let written = args.files.write(&Renders {
+        json: &|| json::render(&results, &summary),
+        csv: &|| Ok(report::csv(&results)),
+        markdown: &|| Ok(report::markdown(&results, &summary)),
+        html: &|| Ok(report::html(&results, &summary)),
+    });
     common::print(|style| report::terminal(&results, &summary, style));
     let missing =
         summary.contestants.iter().zip(&selected).any(|(row, one)| row.skipped.is_some() && one.wanted);

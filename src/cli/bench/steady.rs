@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::BenchError;
-use super::common::{self, Beginning, Files, Limits, Progress, USUAL};
+use super::common::{self, Beginning, Files, Limits, Progress, Renders, USUAL};
 use crate::bench::registry;
 use crate::bench::steady::model::{Results, Settings};
 use crate::bench::steady::summary::Summary;
@@ -91,10 +91,12 @@ pub(super) fn run(args: &SteadyArgs) -> Result<u8, BenchError> {
     progress.finish();
     context.site.remove();
     let summary = Summary::of(&results);
-    let written =
-        args.files.write(&|| json::render(&results, &summary), &|| Ok(report::csv(&results)), &|| {
-            Ok(report::markdown(&results, &summary))
-        });
+    let written = args.files.write(&Renders {
+        json: &|| json::render(&results, &summary),
+        csv: &|| Ok(report::csv(&results)),
+        markdown: &|| Ok(report::markdown(&results, &summary)),
+        html: &|| Ok(report::html(&results, &summary)),
+    });
     common::print(|style| report::terminal(&results, &summary, style));
     let missing =
         summary.contestants.iter().zip(&selected).any(|(row, one)| row.skipped.is_some() && one.wanted);

@@ -37,7 +37,7 @@ pub(super) fn figure(rows: &[Figures<'_>], measured: &str) -> Markup {
                     @for (index, row) in rows.iter().enumerate() {
                         @match row.headline() {
                             Some(headline) => (strip(row, headline, &scale, index)),
-                            None => (plot::absent(row, &row.absence().unwrap_or_default())),
+                            None => (plot::absent(row.info, &row.absence().unwrap_or_default())),
                         }
                     }
                     (plot::axis(&scale, MILLISECOND, "ms"))
@@ -69,7 +69,7 @@ fn key(rows: &[Figures<'_>]) -> Markup {
                 "median, middle half"
             }
             li {
-                svg width="24" height="12" aria-hidden="true" { (bracket("2", "22", 6.0)) }
+                svg width="24" height="12" aria-hidden="true" { (plot::bracket("2", "22", 6.0)) }
                 "95 % interval of the median"
             }
             li { "first round on top, last at the bottom: a slant is a drift" }
@@ -100,7 +100,7 @@ fn strip(row: &Figures<'_>, headline: (Estimate, &Description), scale: &Scale, i
             }
         }
         @if crowded { (median) }
-        @if let Some(Interval { low, high }) = estimate.interval { (bracket(&at(low), &at(high), INTERVAL)) }
+        @if let Some(Interval { low, high }) = estimate.interval { (plot::bracket(&at(low), &at(high), INTERVAL)) }
     };
     let title = format!("{}: {} runs", row.info.name, row.times.len());
     let interval = match estimate.interval {
@@ -117,17 +117,7 @@ fn strip(row: &Figures<'_>, headline: (Estimate, &Description), scale: &Scale, i
         b { (ms(estimate.value)) " ms" } " "
         span class="interval" { @if estimate.interval.is_some() { (interval) } }
     };
-    plot::row(row, figure, &plot::image(&format!("distribution-{index}"), HEIGHT, &title, &told, &marks))
-}
-
-/// An interval: a line with ends.
-fn bracket(low: &str, high: &str, y: f64) -> Markup {
-    html! {
-        g class="bracket" {
-            line x1=(low) x2=(high) y1=(y) y2=(y) {}
-            @for end in [low, high] { line x1=(end) x2=(end) y1=(y - 3.0) y2=(y + 3.0) {} }
-        }
-    }
+    plot::row(row.info, figure, &plot::image(&format!("distribution-{index}"), HEIGHT, &title, &told, &marks))
 }
 
 /// The headline's figures as a table.

@@ -5,26 +5,26 @@ use std::collections::BTreeMap;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use maud::{Markup, PreEscaped, html};
+use serde::Serialize;
 
 use super::plot::{kind_class, kind_name};
 use super::text::{count, is_deceptive, mib, ms, visible};
-use crate::bench::model::{ContestantInfo, Results};
-use crate::bench::summary::Summary;
+use crate::bench::model::{ContestantInfo, Environment, Results};
 use crate::report::text::command_line;
 
 /// Warnings that are shown above the figures.
 const FIRST_WARNINGS: usize = 4;
 
 /// What has to be known before the figures are read; all of it is in [`all_warnings`] if it is much.
-pub(super) fn warnings(summary: &Summary) -> Markup {
-    let more = summary.warnings.len().saturating_sub(FIRST_WARNINGS);
-    if summary.warnings.is_empty() {
+pub(super) fn warnings(warnings: &[String]) -> Markup {
+    let more = warnings.len().saturating_sub(FIRST_WARNINGS);
+    if warnings.is_empty() {
         return Markup::default();
     }
     html! {
         section class="warnings" role="note" aria-label="Warnings" {
             ul {
-                @for warning in summary.warnings.iter().take(FIRST_WARNINGS) { li { (visible(warning)) } }
+                @for warning in warnings.iter().take(FIRST_WARNINGS) { li { (visible(warning)) } }
                 @if more > 0 { li { a href="#warnings" { (more) " more" } } }
             }
         }
@@ -32,21 +32,25 @@ pub(super) fn warnings(summary: &Summary) -> Markup {
 }
 
 /// All warnings, where not all are above the figures.
-pub(super) fn all_warnings(summary: &Summary) -> Markup {
-    if summary.warnings.len() <= FIRST_WARNINGS {
+pub(super) fn all_warnings(warnings: &[String]) -> Markup {
+    if warnings.len() <= FIRST_WARNINGS {
         return Markup::default();
     }
     html! {
         section {
             h2 id="warnings" { "All warnings" }
-            ul class="plain" { @for warning in &summary.warnings { li { (visible(warning)) } } }
+            ul class="plain" { @for warning in warnings { li { (visible(warning)) } } }
         }
     }
 }
 
 /// Runs that failed and contestants that were skipped, with the reasons.
 pub(super) fn failures(results: &Results) -> Markup {
-    let absences: Vec<_> = results.contestants.iter().flat_map(|info| absences(results, info)).collect();
+    absent(results.contestants.iter().flat_map(|info| absences(results, info)).collect())
+}
+
+/// What has no figures: a contestant's name, what is missing of it, and why.
+pub(super) fn absent(absences: Vec<(&str, String, &str)>) -> Markup {
     if absences.is_empty() {
         return html! { section { h2 id="failures" { "Failures" } p { "No run failed, no contestant was skipped." } } };
     }
@@ -118,46 +122,51 @@ fn ranges(mut numbers: Vec<u32>) -> String {
     runs.join(", ")
 }
 
-/// How to read the page.
-pub(super) fn reading(baseline: &str) -> Markup {
+/// How to read the page, a paragraph each.
+pub(super) fn reading<const N: usize>(paragraphs: [Markup; N]) -> Markup {
     html! {
         section class="reading" {
             h2 id="reading" { "How to read this" }
-            ul {
-                li {
-                    "Every contestant ran the same command. Within each round they ran one after the other in a random "
-                    "order, so that a slow moment of the host meets all alike. Warm-up rounds do not count."
-                }
-                li {
-                    "The interval beside a median is a 95 % confidence interval: were the whole bench repeated, about "
-                    "19 of 20 such intervals would hold the true median " i { "of this host at this time" }
-                    ". Figures of another host, or of another hour, are not comparable; ratios are better, but not "
-                    "immune."
-                }
-                li {
-                    "A ratio is the time of a contestant divided by that of " b { (visible(baseline)) }
-                    ", its interval taken over rounds. Where the interval contains 1 the table says “no difference "
-                    "shown”: that is no proof that there is none."
-                }
-                li {
-                    "“n/a” is a figure that could not be taken. It is never 0. A hatched part of a bar is as long as "
-                    "it was measured; only how it divides is not known."
-                }
-                li {
-                    "The parts of a bar end at the median of their milestone. Medians of parts need not add up exactly "
-                    "as those of a single run do."
-                }
-                li {
-                    "PSS counts a page that several processes share in parts; peaks of cgroups also count the page "
-                    "cache that a run happened to touch first."
-                }
-            }
+            ul { @for paragraph in paragraphs { li { (paragraph) } } }
         }
     }
 }
 
-/// Settings and the host.
-pub(super) fn environment(results: &Results) -> Markup {
+/// How to read the page of a bench.
+pub(super) fn reading_of_bench(baseline: &str) -> Markup {
+    reading([
+        html! {
+            "Every contestant ran the same command. Within each round they ran one after the other in a random "
+            "order, so that a slow moment of the host meets all alike. Warm-up rounds do not count."
+        },
+        html! {
+            "The interval beside a median is a 95 % confidence interval: were the whole bench repeated, about "
+            "19 of 20 such intervals would hold the true median " i { "of this host at this time" }
+            ". Figures of another host, or of another hour, are not comparable; ratios are better, but not "
+            "immune."
+        },
+        html! {
+            "A ratio is the time of a contestant divided by that of " b { (visible(baseline)) }
+            ", its interval taken over rounds. Where the interval contains 1 the table says “no difference "
+            "shown”: that is no proof that there is none."
+        },
+        html! {
+            "“n/a” is a figure that could not be taken. It is never 0. A hatched part of a bar is as long as "
+            "it was measured; only how it divides is not known."
+        },
+        html! {
+            "The parts of a bar end at the median of their milestone. Medians of parts need not add up exactly "
+            "as those of a single run do."
+        },
+        html! {
+            "PSS counts a page that several processes share in parts; peaks of cgroups also count the page "
+            "cache that a run happened to touch first."
+        },
+    ])
+}
+
+/// What was asked for, when and of whom.
+pub(super) fn settings(results: &Results) -> Vec<(String, String)> {
     let settings = &results.settings;
     let unset = || "not set".to_owned();
     let yes = |set: bool| if set { "yes" } else { "no" }.to_owned();
@@ -169,12 +178,16 @@ pub(super) fn environment(results: &Results) -> Markup {
         ("page cache dropped before each run", yes(settings.cold)),
         ("processors", settings.cpus.map_or_else(unset, |cpus| cpus.to_string())),
         ("memory", settings.memory.map_or_else(unset, |bytes| format!("{} MiB", mib(bytes as f64)))),
-        ("baseline", settings.baseline.clone()),
         ("output expected", yes(settings.expect_output)),
         ("time limit of a run", format!("{} ms", ms(settings.time_limit as f64))),
         ("Tandem", results.tandem.clone()),
         ("began", results.began.clone()),
     ];
+    asked.map(|(name, value)| (name.to_owned(), value)).to_vec()
+}
+
+/// The host and the settings.
+pub(super) fn environment(host: &Environment, settings: &[(String, String)]) -> Markup {
     let list = |id: &str, name: &str, facts: &[(String, String)]| {
         html! {
             div {
@@ -193,20 +206,20 @@ pub(super) fn environment(results: &Results) -> Markup {
         section {
             h2 id="environment" { "Environment" }
             div class="columns" {
-                (list("host", "Host", &results.environment.0))
-                (list("settings", "Settings", &asked.map(|(name, value)| (name.to_owned(), value))))
+                (list("host", "Host", &host.0))
+                (list("settings", "Settings", settings))
             }
         }
     }
 }
 
 /// What exactly was run.
-pub(super) fn command_lines(results: &Results) -> Markup {
+pub(super) fn command_lines(contestants: &[ContestantInfo]) -> Markup {
     html! {
         section {
             h2 id="commands" { "Command lines" }
             dl class="commands" {
-                @for info in &results.contestants {
+                @for info in contestants {
                     dt {
                         span class="name" { (visible(&info.name)) } " "
                         span class={ "kind " (kind_class(info.kind)) } { (kind_name(info.kind)) }
@@ -224,7 +237,7 @@ pub(super) fn command_lines(results: &Results) -> Markup {
 }
 
 /// All data, for programs and for a download that needs no script.
-pub(super) fn data(results: &Results) -> Markup {
+pub(super) fn data(results: &impl Serialize) -> Markup {
     // Plain data with names as keys: there is nothing in it that JSON could not hold.
     let json = serde_json::to_string(results).unwrap_or_else(|error| format!("{{\"error\":\"{error}\"}}"));
     let address = format!("data:application/json;base64,{}", STANDARD.encode(&json));

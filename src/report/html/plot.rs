@@ -3,10 +3,9 @@
 
 use maud::{Markup, html};
 
-use super::figures::Figures;
 use super::scale::Scale;
 use super::text::{percent, tick, visible};
-use crate::bench::model::Kind;
+use crate::bench::model::{ContestantInfo, Kind};
 
 /// Height of the axis under a plot, pixels.
 const AXIS_HEIGHT: u32 = 22;
@@ -51,23 +50,39 @@ pub(super) fn definitions() -> Markup {
 }
 
 /// One contestant's row: its name, what to say below the name, and the plot or the reason why there is none.
-pub(super) fn row(of: &Figures<'_>, figure: Markup, plot: &Markup) -> Markup {
+pub(super) fn row(of: &ContestantInfo, figure: Markup, plot: &Markup) -> Markup {
+    let label = html! {
+        span class="name" { (visible(&of.name)) }
+        " "
+        span class={ "kind " (kind_class(of.kind)) } { (kind_name(of.kind)) }
+        span class="figure" { (figure) }
+    };
+    labelled(label, plot)
+}
+
+/// A plot beside its label.
+pub(super) fn labelled(label: Markup, plot: &Markup) -> Markup {
     html! {
         div class="row" {
-            div class="label" {
-                span class="name" { (visible(&of.info.name)) }
-                " "
-                span class={ "kind " (kind_class(of.info.kind)) } { (kind_name(of.info.kind)) }
-                span class="figure" { (figure) }
-            }
+            div class="label" { (label) }
             div class="plot" { (plot) }
         }
     }
 }
 
 /// A row without figures.
-pub(super) fn absent(of: &Figures<'_>, reason: &str) -> Markup {
+pub(super) fn absent(of: &ContestantInfo, reason: &str) -> Markup {
     row(of, html! { "n/a" }, &html! { p class="absent" { (visible(reason)) } })
+}
+
+/// An interval: a line with ends.
+pub(super) fn bracket(low: &str, high: &str, y: f64) -> Markup {
+    html! {
+        g class="bracket" {
+            line x1=(low) x2=(high) y1=(y) y2=(y) {}
+            @for end in [low, high] { line x1=(end) x2=(end) y1=(y - 3.0) y2=(y + 3.0) {} }
+        }
+    }
 }
 
 /// An image that tells readers of the page's text what it shows.
@@ -104,7 +119,10 @@ pub(super) fn axis(scale: &Scale, unit: f64, name: &str) -> Markup {
                         line class="axis-line" x1=(percent(place)) x2=(percent(place)) y1="0"
                             y2=(if line.labelled { "5" } else { "3" }) {}
                         @if line.labelled {
-                            text x=(percent(place)) y="18" text-anchor=(anchor(place)) { (tick(line.value / unit)) }
+                            text x=(percent(place)) y="18" text-anchor=(anchor(place)) {
+                                @if scale.signed && line.value > 0.0 { "+" }
+                                (tick(line.value / unit))
+                            }
                         }
                     }
                 }

@@ -170,7 +170,7 @@ fn key(bars: &[(&Figures<'_>, Vec<Part>)]) -> Markup {
 }
 
 fn on_one_scale(row: &Figures<'_>, parts: &[Part], scale: &Scale, index: usize, listed: bool) -> Markup {
-    let Some(end) = parts.last() else { return plot::absent(row, "no milestone is known") };
+    let Some(end) = parts.last() else { return plot::absent(row.info, "no milestone is known") };
     let places: Vec<_> =
         parts.iter().map(|part| (scale.percent(part.from), scale.percent(part.to))).collect();
     let bar = html! { (plot::grid(scale, MILLISECOND)) (bar(parts, &places)) };
@@ -179,12 +179,12 @@ fn on_one_scale(row: &Figures<'_>, parts: &[Part], scale: &Scale, index: usize, 
         (plot::image(&id, HEIGHT, &format!("Stages of {}", row.info.name), &description(row, parts), &bar))
         @if listed { (list(row, parts)) }
     };
-    let row = plot::row(row, html! { b { (ms(end.to)) " ms" } }, &content);
+    let row = plot::row(row.info, html! { b { (ms(end.to)) " ms" } }, &content);
     html! { div class=(if listed { "listed" } else { "thin" }) { (row) } }
 }
 
 fn at_full_width(row: &Figures<'_>, parts: &[Part], index: usize) -> Markup {
-    let Some(end) = parts.last() else { return plot::absent(row, "no milestone is known") };
+    let Some(end) = parts.last() else { return plot::absent(row.info, "no milestone is known") };
     let share = |time: f64| if end.to > 0.0 { time / end.to * 100.0 } else { 0.0 };
     let places: Vec<_> = parts.iter().map(|part| (share(part.from), share(part.to))).collect();
     let id = format!("shares-{index}");
@@ -193,7 +193,7 @@ fn at_full_width(row: &Figures<'_>, parts: &[Part], index: usize) -> Markup {
         (plot::image(&id, HEIGHT, &title, &description(row, parts), &bar(parts, &places)))
         (list(row, parts))
     };
-    plot::row(row, html! { b { (ms(end.to)) " ms" } }, &content)
+    plot::row(row.info, html! { b { (ms(end.to)) " ms" } }, &content)
 }
 
 fn bar(parts: &[Part], places: &[(f64, f64)]) -> Markup {
@@ -229,7 +229,10 @@ fn table(rows: &[Figures<'_>]) -> Markup {
     html! {
         div class="scroll" role="region" aria-label="Milestones" tabindex="0" {
             table {
-                caption { "Milestones: median milliseconds from spawned. “n/a”: this contestant cannot tell." }
+                caption {
+                    "Milestones: median milliseconds from spawned. “n/a”: this contestant cannot tell. “shared”: its "
+                    "kernel is the host's."
+                }
                 thead {
                     tr {
                         th scope="col" { "contestant" }
@@ -253,7 +256,7 @@ fn cell(row: &Figures<'_>, milestone: &str) -> Markup {
     match row.row.milestones.get(milestone) {
         Some(time) => html! { (number::figure(Some(*time), MILLISECOND)) },
         None if milestone == "kernel_entered" && row.info.kind != Kind::Vm => {
-            html! { span class="quiet" { "shared with the host" } }
+            html! { span class="quiet" { "shared" } }
         }
         None if milestone == "first_output" && row.is_silent() => html! { span class="quiet" { "none" } },
         None => html! { span class="quiet" { (number::NOT_AVAILABLE) } },

@@ -61,7 +61,7 @@ pub(super) fn memory(rows: &[Figures<'_>]) -> Markup {
                     @for (index, row) in present(rows).enumerate() {
                         @match memory_bar(row) {
                             Some(parts) => (bar(row, &parts, &scale, Unit::Mib, ("memory", index))),
-                            None => (plot::absent(row, &unmeasured(row))),
+                            None => (plot::absent(row.info, &unmeasured(row))),
                         }
                     }
                     (plot::axis(&scale, MEBIBYTE, "MiB"))
@@ -117,7 +117,7 @@ pub(super) fn processor(rows: &[Figures<'_>]) -> Markup {
                     @for (index, row) in present(rows).enumerate() {
                         @match processor_bar(row) {
                             Some(parts) => (bar(row, &parts, &scale, Unit::Ms, ("processor", index))),
-                            None => (plot::absent(row, "not known")),
+                            None => (plot::absent(row.info, "not known")),
                         }
                     }
                     (plot::axis(&scale, MILLISECOND, "ms"))
@@ -200,7 +200,7 @@ fn bar(row: &Figures<'_>, bar: &Bar, scale: &Scale, unit: Unit, (id, index): (&s
         (plot::image(&format!("{id}-{index}"), HEIGHT, &title, &told, &content))
         p class="parts" { (told) }
     };
-    plot::row(row, html! { b { (unit.show(bar.all)) " " (unit.name()) } }, &plot)
+    plot::row(row.info, html! { b { (unit.show(bar.all)) " " (unit.name()) } }, &plot)
 }
 
 /// Why vCPUs left the guest, or nothing if no contestant tells.

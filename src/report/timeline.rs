@@ -1,4 +1,4 @@
-//! A run on one clock, as a trace that <https://ui.perfetto.dev> and chrome://tracing open: `tandem run --timeline`.
+//! A run on one clock, as a trace that <https://ui.perfetto.dev> and Catapult's trace viewer open: `tandem run --timeline`.
 //!
 //! The format is the "Trace Event Format" in JSON: complete events (`X`) for spans that nest in a thread's track,
 //! instants (`i`) for milestones, asynchronous pairs (`b`, `e`) for requests to disks, which overlap, and metadata (`M`)
@@ -6,6 +6,7 @@
 
 pub mod initcalls;
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use serde_json::{Value, json};
@@ -70,7 +71,7 @@ impl Timeline<'_> {
             name: call.name.clone(),
             category: "initcall",
             process: GUEST,
-            thread: call.pid.into(),
+            thread: guest_thread(call.pid),
             start_ns: call.start_ns,
             ns: call.ns,
             args: json!({ "returned": call.result }),
@@ -121,14 +122,15 @@ impl Timeline<'_> {
                     "dur": piece.ns as f64 / 1e3, "pid": piece.process, "tid": piece.thread, "args": piece.args })
         }));
         for (id, request) in self.record.requests.iter().enumerate() {
+            // With a plain `id` Perfetto shows them outside of their process.
             let event = |phase: &str, at_ns, args| {
-                json!({ "name": request.kind, "cat": request.disk, "ph": phase, "id": id, "ts": self.time(at_ns),
+                json!({ "name": request.kind, "cat": request.disk, "ph": phase, "id2": { "local": format!("{id:#x}") }, "ts": self.time(at_ns),
                         "pid": DISKS, "tid": request.queue, "args": args })
             };
             events.push(event(
                 "b",
                 request.start_ns,
-                json!({ "bytes": request.bytes, "done": request.done }),
+                json!({ "disk": request.disk, "queue": request.queue, "bytes": request.bytes, "done": request.done }),
             ));
             events.push(event("e", request.end_ns, json!({})));
         }
@@ -143,17 +145,29 @@ impl Timeline<'_> {
         })
     }
 
+    /// Names of processes and threads, and the order in which viewers show them: as a run goes, not by number.
     fn names(&self) -> Vec<Value> {
         let own = std::process::id();
-        let name = |what: &str, process: u32, thread: i64, name: &str| json!({ "name": what, "ph": "M", "ts": 0, "pid": process, "tid": thread, "args": { "name": name } });
-        let mut events = vec![name("process_name", own, own.into(), "tandem")];
-        let threads = self.record.threads.iter();
-        events.extend(threads.map(|(id, thread)| name("thread_name", own, (*id).into(), thread)));
+        let mut events = Vec::new();
+        let mut name = |what: &str, process: u32, thread: i64, order: usize, name: &str| {
+            let event = |field: &str, args| json!({ "name": format!("{what}_{field}"), "ph": "M", "ts": 0, "pid": process, "tid": thread, "args": args });
+            events.push(event("name", json!({ "name": name })));
+            events.push(event("sort_index", json!({ "sort_index": order })));
+        };
+        name("process", own, own.into(), 0, "tandem");
+        for (order, (id, thread)) in self.record.threads.iter().enumerate() {
+            name("thread", own, (*id).into(), order, thread);
+        }
         if !self.initcalls.is_empty() {
-            events.push(name("process_name", GUEST, 0, "guest kernel"));
+            name("process", GUEST, GUEST.into(), 1, "guest kernel");
+            let threads: BTreeSet<_> = self.initcalls.iter().map(|call| call.pid).collect();
+            for (order, pid) in threads.into_iter().enumerate() {
+                let thread = if pid == 0 { "probes".to_owned() } else { format!("thread {pid}") };
+                name("thread", GUEST, guest_thread(pid), order, &thread);
+            }
         }
         if !self.record.requests.is_empty() {
-            events.push(name("process_name", DISKS, 0, "disks"));
+            name("process", DISKS, DISKS.into(), 2, "disks");
         }
         events
     }
@@ -228,6 +242,12 @@ impl Timeline<'_> {
         }
         Ok(())
     }
+}
+
+/// The number of a guest's thread in the trace. Perfetto takes number 0 for a processor's idle thread: calls of unknown
+/// threads have the process's own.
+fn guest_thread(pid: u32) -> i64 {
+    if pid == 0 { GUEST.into() } else { pid.into() }
 }
 
 /// Time in Tandem for the registers of the log's port, or of a ring3 guest's consoles.

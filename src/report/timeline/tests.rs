@@ -34,12 +34,9 @@ fn trace() -> (Value, String) {
     detail.sleeps = [(4300, 60_000)].into();
     let stats = Stats { vcpus: vec![(0, Box::new(detail))], ..Stats::default() };
     let call = Initcall { name: "tracer_init".into(), pid: 1, start_ns: 4100, ns: 2000, result: 0 };
-    let timeline = Timeline {
-        stamps: &stamps,
-        record: &record,
-        stats: Some(&stats),
-        initcalls: std::slice::from_ref(&call),
-    };
+    let probe = Initcall { name: "serial8250".into(), pid: 0, ..call.clone() };
+    let calls = [call, probe];
+    let timeline = Timeline { stamps: &stamps, record: &record, stats: Some(&stats), initcalls: &calls };
     (timeline.json(), timeline.summary())
 }
 
@@ -58,7 +55,7 @@ fn faults(trace: &Value) -> Vec<String> {
         check(event["name"].is_string(), "name");
         check(event["ts"].as_f64().is_some_and(|at| at >= 0.0), "ts");
         check(event["pid"].is_u64() && event["tid"].is_u64(), "pid, tid");
-        let id = || [&event["cat"], &event["id"], &event["name"]].map(ToString::to_string).into();
+        let id = || [&event["cat"], &event["id2"]["local"], &event["name"]].map(ToString::to_string).into();
         match event["ph"].as_str() {
             Some("X") => {
                 check(event["dur"].as_f64().is_some_and(|dur| dur >= 0.0), "dur");
@@ -67,7 +64,11 @@ fn faults(trace: &Value) -> Vec<String> {
                 tracks.entry(track).or_default().push((at, at + dur));
             }
             Some("i") => check(matches!(event["s"].as_str(), Some("g" | "p" | "t")), "scope"),
+            Some("M") if event["name"].as_str().is_some_and(|name| name.ends_with("_sort_index")) => {
+                check(event["args"]["sort_index"].is_u64(), "args.sort_index");
+            }
             Some("M") => check(event["args"]["name"].is_string(), "args.name"),
+            Some("b") if !event["id2"]["local"].is_string() => check(false, "id2.local"),
             Some("b") => *open.entry(id()).or_default() += 1,
             Some("e") => {
                 let count = open.entry(id()).or_default();
@@ -114,6 +115,27 @@ fn the_trace_has_what_the_format_asks_for() {
 }
 
 #[test]
+fn every_track_has_a_name_and_a_place() {
+    let (trace, _) = trace();
+    let events = trace["traceEvents"].as_array().unwrap();
+    let of = |what: &str, track: &Value| {
+        let thread = |event: &&Value| what.starts_with("process") || event["tid"] == track["tid"];
+        events
+            .iter()
+            .filter(|event| event["name"] == what && event["pid"] == track["pid"])
+            .filter(thread)
+            .count()
+    };
+    for track in events.iter().filter(|event| event["ph"] == "X") {
+        for what in ["process_name", "process_sort_index", "thread_name", "thread_sort_index"] {
+            assert_eq!(of(what, track), 1, "{what} of {track}");
+        }
+    }
+    let probes = events.iter().find(|event| event["name"] == "serial8250").unwrap();
+    assert_eq!(probes["tid"], GUEST, "0 would be a processor's idle thread");
+}
+
+#[test]
 fn the_check_finds_what_is_wrong() {
     let (good, _) = trace();
     let spoil = |change: &dyn Fn(&mut Value)| {
@@ -128,7 +150,7 @@ fn the_check_finds_what_is_wrong() {
     );
     assert!(
         spoil(&|event| if event["ph"] == "e" {
-            event["id"] = json!("other")
+            event["id2"]["local"] = json!("other")
         }) > 0
     );
     assert!(spoil(&|event| event["pid"] = json!("one")) > 0);

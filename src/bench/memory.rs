@@ -96,11 +96,38 @@ fn field(text: &str, name: &str) -> Option<u64> {
     rest.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
+/// A mapping that can be a guest's memory, or a part of it.
+struct Mapping {
+    start: u64,
+    end: u64,
+    pss: u64,
+}
+
 /// PSS of mappings that are the guest's memory. The mappings of one guest add up to `size`, or nearly so: below
 /// the addresses of devices some lack. Others of this kind and size there are none of: writable, private or shared, and not
-/// of a file on a disk, but of no file, or of one in memory (memfd).
+/// of a file on a disk, but of no file, or of one in memory (memfd). Advice for a part of it, as on huge pages, cuts a
+/// mapping into several that touch.
 fn guest_part(smaps: &str, size: u64) -> Option<u64> {
-    let mut pss = None;
+    let mappings = in_memory(smaps);
+    let touching = mappings.chunk_by(|before, after| before.end == after.start);
+    // At least half of it: a guest of more than 3 GiB has two parts.
+    touching.filter_map(|run| largest(run, size / 2, size)).reduce(|all, part| all.saturating_add(part))
+}
+
+/// PSS of the largest part of mappings that touch each other, of those of `least` to `most` bytes.
+fn largest(run: &[Mapping], least: u64, most: u64) -> Option<u64> {
+    let parts =
+        (0..run.len()).flat_map(|from| (from + 1..=run.len()).filter_map(move |to| run.get(from..to)));
+    let sized = parts.filter_map(|part| {
+        let len = part.last()?.end.saturating_sub(part.first()?.start);
+        (least..=most).contains(&len).then_some((len, part))
+    });
+    let (_, part) = sized.max_by_key(|(len, _)| *len)?;
+    Some(part.iter().map(|mapping| mapping.pss).sum())
+}
+
+fn in_memory(smaps: &str) -> Vec<Mapping> {
+    let mut mappings: Vec<Mapping> = Vec::new();
     let mut counts = false;
     for line in smaps.lines() {
         let first = line.split_ascii_whitespace().next().unwrap_or_default();
@@ -109,14 +136,18 @@ fn guest_part(smaps: &str, size: u64) -> Option<u64> {
             let permissions = words.next().unwrap_or_default();
             let name = words.nth(3).unwrap_or_default();
             let in_memory = name.is_empty() || name.starts_with("/memfd:") || name.starts_with("[anon");
-            let len = end.saturating_sub(start);
-            // One mapping of at least half of it; a guest of more than 3 GiB has two.
-            counts = permissions.starts_with("rw") && in_memory && len >= size / 2 && len <= size;
-        } else if counts && let Some(bytes) = field(line, "Pss:") {
-            pss = sum(pss, Some(bytes));
+            counts = permissions.starts_with("rw") && in_memory;
+            if counts {
+                mappings.push(Mapping { start, end, pss: 0 });
+            }
+        } else if counts
+            && let Some(bytes) = field(line, "Pss:")
+            && let Some(mapping) = mappings.last_mut()
+        {
+            mapping.pss = bytes;
         }
     }
-    pss
+    mappings
 }
 
 fn range(text: &str) -> Option<(u64, u64)> {
@@ -200,6 +231,12 @@ Pss:                 100 kB
 ";
         assert_eq!(guest_part(smaps, 128 << 20), Some(5000 << 10));
         assert_eq!(guest_part(smaps, 1 << 30), None);
+        let cut = smaps.replace(
+            "7f0000000000-7f0008000000",
+            "7effffff0000-7f0000000000 rw-p 00000000 00:00 0 \nPss: 7 kB\n\
+             7f0000000000-7f0001000000 rw-p 00000000 00:00 0 \nPss: 11 kB\n7f0001000000-7f0008000000",
+        );
+        assert_eq!(guest_part(&cut, 128 << 20), Some(5011 << 10));
         let shared = smaps
             .replace("rw-p 00000000 00:00 0 \nSize", "rw-s 00000000 00:01 7  /memfd:ram (deleted)\nSize");
         assert_eq!(guest_part(&shared, 128 << 20), Some(5000 << 10));

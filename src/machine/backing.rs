@@ -1,6 +1,7 @@
 //! What the host backs the guest's memory with, and when.
 
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 
 use thiserror::Error;
@@ -165,6 +166,19 @@ fn advise(region: MmapRegion) -> Result<MmapRegion, MapError> {
         0 => Ok(region),
         _ => Err(MapError::Advise(io::Error::last_os_error())),
     }
+}
+
+/// Has memory that is about to be filled, and its rest to be cleared by the guest, come in transparent huge pages, if the host
+/// gives some: it saves most of the page faults of loading a kernel, and takes no memory more, as only whole huge pages
+/// count. Where the host gives none, or the range has none, nothing changes.
+pub fn in_huge_pages(memory: &GuestMemoryMmap, range: Range<u64>) {
+    let (start, end) = (range.start.next_multiple_of(SIZE), range.end / SIZE * SIZE);
+    let Some(len) = end.checked_sub(start).filter(|len| *len != 0) else { return };
+    // It does not reach over the hole between two regions.
+    let Ok(slice) = memory.get_slice(GuestAddress(start), len as usize) else { return };
+    let host = slice.ptr_guard_mut();
+    // SAFETY: the range is that of a mapping; the advice changes nothing of what is in it.
+    unsafe { libc::madvise(host.as_ptr().cast(), slice.len(), libc::MADV_HUGEPAGE) };
 }
 
 /// Has the host back all of the memory, which holds nothing yet. Beside it the VM hardly comes about, as both change the

@@ -2,6 +2,7 @@
 //! fastest: memory before the interrupt controller, whose creation makes later memslot changes slow.
 
 use std::io;
+use std::ops::Range;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex};
 
@@ -23,7 +24,7 @@ use super::vcpu::{HaltCheck, Setup, VcpuContext, VcpuThread};
 use crate::arch::x86_64::boot_info::{self, BootInfo, TablesError};
 use crate::arch::x86_64::cpuid::{self, CpuidConfig};
 use crate::arch::x86_64::kernel::{KernelError, LoadedKernel};
-use crate::arch::x86_64::layout::{IOAPIC_PINS, KVM_TSS_START};
+use crate::arch::x86_64::layout::{IOAPIC_PINS, KVM_TSS_START, PAGE_SIZE};
 use crate::arch::x86_64::tables::write_tables;
 use crate::devices::virtio;
 use crate::host::random;
@@ -246,6 +247,9 @@ fn no_memory(config: &MachineConfig, source: MapError) -> BuildError {
 
 fn load(config: &MachineConfig, memory: &GuestMemoryMmap) -> Result<LoadedKernel, BuildError> {
     let loading = span("load the kernel");
+    if config.backing.huge_pages.is_none() {
+        written_early(config).into_iter().flatten().for_each(|range| backing::in_huge_pages(memory, range));
+    }
     let kernel = config.kernel.load(memory, config.protocol)?;
     drop(loading);
     if let Some((initramfs, place)) = &config.initramfs {
@@ -254,6 +258,18 @@ fn load(config: &MachineConfig, memory: &GuestMemoryMmap) -> Result<LoadedKernel
         initramfs.write_to(&mut destination)?;
     }
     Ok(kernel)
+}
+
+/// What is written from end to end before the guest's first program runs: the kernel, and the top of memory from where Linux
+/// takes what it needs first, downward from the initramfs: an entry of 64 bytes for each page, and some 4 MiB more.
+fn written_early(config: &MachineConfig) -> [Option<Range<u64>>; 2] {
+    let kernel = config.kernel.footprint();
+    let entries = config.memory.size() / PAGE_SIZE * 64;
+    let top = config.initramfs.as_ref().and_then(|(_, place)| {
+        let end = config.memory.ram().map(|range| range.end).find(|end| *end > place.start.0)?;
+        Some(place.start.0.saturating_sub(entries + (4 << 20)).max(kernel.end)..end)
+    });
+    [Some(kernel), top]
 }
 
 /// Writes into guest memory from an address on.

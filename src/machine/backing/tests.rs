@@ -33,6 +33,23 @@ fn huge_pages_of_host_and_guest_coincide() {
 }
 
 #[test]
+fn only_whole_huge_pages_of_a_range_are_asked_for() {
+    let memory = map(64 * MIB);
+    in_huge_pages(&memory, 3 * MIB..9 * MIB);
+    in_huge_pages(&memory, 0..2 * MIB - 1);
+    in_huge_pages(&memory, 60 * MIB..70 * MIB);
+    for outside in [0, MIB, 3 * MIB, 8 * MIB] {
+        let before = resident(&memory);
+        memory.write_obj(1u8, GuestAddress(outside)).unwrap();
+        assert_eq!(resident(&memory) - before, PAGE_SIZE, "{outside:#x}");
+    }
+    let before = resident(&memory);
+    memory.write_obj(1u8, GuestAddress(5 * MIB)).unwrap();
+    // Unless the host gives none, or has none at the moment.
+    assert!([PAGE_SIZE, SIZE].contains(&(resident(&memory) - before)));
+}
+
+#[test]
 fn memory_on_both_sides_of_the_hole_is_aligned() {
     let backing = Backing { huge_pages: Some(HugePages::Transparent), prefault: false };
     let memory = match backing.map(&MemoryMap::new((4 << 30) + MIB).unwrap()) {
